@@ -1,0 +1,48 @@
+# Everything a fresh machine needs: `make quickstart` and `make test`. Override with e.g. `make PYTHON=python3.12 install`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## make .venv with the whole pinned stack and the `reste` command
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": use make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+quickstart: install ## prepare the embedded digits, train a binary ResNet-20 on them with two ranks (under 5 minutes)
+	$(BIN)/reste prepare digits data/digits
+	$(BIN)/reste train configs/quickstart.yaml --nproc 2
+
+test: install ## the tests a change must pass (under 10 minutes)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install ## longer runs: kills, whole trainings
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: install ## needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: install ## style, types, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## rewrite what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## speed, printed as ratios side by side; nothing is asserted
+	$(BIN)/python benchmarks/run.py
+
+clean: ## remove the environment and caches; data and runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m launch` is `reste`."""
+
+from launch.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""`reste`: train, evaluate, prepare and look at binary networks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.errors import UserError
+
+app = typer.Typer(
+    name="reste",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train binary neural networks on ImageNet with the ReSTE estimator, on one device or many.",
+    epilog="First steps: `reste prepare digits data/digits`, then `reste train configs/quickstart.yaml --nproc 2`.",
+)
+prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: verify every image, write the index.")
+track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(track_app, name="track")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. `train.epochs=10 optim.lr=0.05`.", show_default=False),
+]
+Nproc = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Ranks to start on this machine; all GPUs by default, one process on a CPU."),
+]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/quickstart.yaml.")],
+    overrides: Overrides = None,
+    nproc: Nproc = None,
+    engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
+) -> None:
+    """Train as a configuration says; going on where an earlier start of the same run was interrupted.
+
+    Under torchrun, srun or deepspeed this process *is* a rank; otherwise it starts the ranks of this machine.
+
+    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 85 stopped on request with a checkpoint
+    saved.
+
+    Examples: `reste train configs/quickstart.yaml --nproc 2`, `reste train configs/imagenet/resnet18_reste.yaml
+    data.root=/data/imagenet --dry-run`, `torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml`.
+    """
+    from launch import local
+
+    values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    if dry_run:
+        from launch.dry_run import print_plan
+
+        print_plan(config, values, local.world_size(nproc))
+        return
+    raise typer.Exit(local.train(config, values, nproc))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")],
+    data: Annotated[Path | None, typer.Option("--data", help="Data root; the run's own by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Global batch size; changes nothing but speed.")] = None,
+    loader: Annotated[str | None, typer.Option(help="dali or torchvision; the run's own by default.")] = None,
+    weights: Annotated[str, typer.Option(help="auto (the moving average if there is one), model or ema.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    nproc: Nproc = None,
+) -> None:
+    """Exact top-1, top-5 and loss of a checkpoint on a validation split, in integer counts over every image."""
+    from launch import local
+
+    raise typer.Exit(
+        local.evaluate(checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=json, nproc=nproc)
+    )
+
+
+@app.command()
+def summary(
+    model: Annotated[str | None, typer.Argument(help="A model name, e.g. resnet18_1w1a.", show_default=False)] = None,
+    weight_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,
+    activation_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,
+    num_classes: Annotated[int | None, typer.Option(help="The model's own by default.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    list_models: Annotated[bool, typer.Option("--list", help="List the binary models.")] = False,
+) -> None:
+    """Bits, parameters, memory and multiply-accumulates of a model, by precision and layer."""
+    from launch import summary as view
+
+    if list_models or model is None:
+        view.print_models()
+        return
+    view.print_summary(
+        model,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        num_classes=num_classes,
+        image_size=image_size,
+    )
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.")]) -> None:
+    """Where a run stands: step, time to go, last metrics, last checkpoint, how it ended."""
+    from launch.status import print_status
+
+    print_status(run)
+
+
+@prepare_app.command("digits")
+def prepare_digits_command(
+    root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/digits"),
+) -> None:
+    """1,797 real handwritten digits as 32-pixel JPEGs in train and val folders; needs no download."""
+    from launch import prepare
+
+    prepare.digits(root)
+
+
+@prepare_app.command("folder")
+def prepare_folder_command(
+    root: Annotated[Path, typer.Argument(help="Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG (or a flat val/).")],
+    val_labels: Annotated[
+        Path | None, typer.Option(help="For a flat val/: lines `name label`, or Kaggle's csv. Found by itself in ROOT.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and list them.")] = False,
+) -> None:
+    """Verify every image of a folder tree and write its index, in place; goes on where it was interrupted."""
+    from launch import prepare
+
+    prepare.folder(root, val_labels=val_labels, workers=workers, skip_bad=skip_bad)
+
+
+@track_app.command("sync")
+def track_sync(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    uri: Annotated[str | None, typer.Option(help="MLflow store; the run's own by default.")] = None,
+) -> None:
+    """Send to MLflow what it does not have of a run."""
+    from trainer.tracking.sync import sync_run
+
+    report = sync_run(run, uri=uri)
+    typer.echo(f"{report.points} points sent to {report.uri}, run {report.run_id}")
+
+
+def main() -> Any:
+    """Run the command line; user errors end in one line and their exit code."""
+    try:
+        return app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

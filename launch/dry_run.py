@@ -1,0 +1,121 @@
+"""`reste train --dry-run`: what would happen, in words; nothing is trained, nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from models import summarize
+from trainer import schedule
+from trainer.assembly import make_plan
+from trainer.config import Config, load_config
+from trainer.data import datasets
+from trainer.data.order import part
+from trainer.distributed.batchnorm import choose_group_size
+from trainer.errors import DataError
+from trainer.network import instantiate
+from trainer.run import Plan
+
+
+def print_plan(path: Path, overrides: list[str], world: int) -> None:
+    """Print the resolved configuration and everything that follows from it.
+
+    Args:
+        path: a configuration file.
+        overrides: `key=value` strings.
+        world: number of ranks that would train.
+
+    Raises:
+        ConfigError: the configuration, the model or the batch is wrong.
+    """
+    config = load_config(path, overrides)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(config.to_yaml().rstrip(), markup=False)
+    table = Table(title="plan", title_justify="left", show_header=False)
+    for name, value in plan_rows(config, world):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """The plan as pairs of a name and a sentence."""
+    train, val, classes, source = _sizes(config)
+    rows = [("data", source), ("model", _model(config, classes)), ("batch", _batch(config, world))]
+    rows.append(("batch norm", _batchnorm(config, world)))
+    if train:
+        datasets.check_batch(config, train)
+        steps = train // config.train.batch_size if config.train.drop_last else -(-train // config.train.batch_size)
+        plan = make_plan(config, steps, torch.device("cpu"))
+        rows += [("steps", _steps(plan, config)), *_schedules(config, plan)]
+    device = f"{torch.cuda.device_count()} GPUs here" if torch.cuda.is_available() else "CPU (no GPU here)"
+    rows.append(("ranks", f"{world} on {device}, engine {config.engine}, {config.train.precision}"))
+    rows.append(("evaluation", f"{val or 'unknown number of'} images, every {config.eval.every}"))
+    rows.append(("files", _files(config)))
+    return rows
+
+
+def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
+    expect = config.data.expect
+    try:
+        data = datasets.open_datasets(config)
+    except DataError as error:
+        known = f"{expect.train} training and {expect.val} validation images" if expect.train else "sizes unknown"
+        return expect.train, expect.val, expect.classes, f"not there yet ({error}); data.expect: {known}"
+    sizes = len(data.train), len(data.val), len(data.classes)
+    where = "synthetic" if config.data.loader == "synthetic" else config.data.root
+    return *sizes, f"{where}: {sizes[0]} training and {sizes[1]} validation images, {sizes[2]} classes"
+
+
+def _model(config: Config, classes: int | None) -> str:
+    count = config.model.num_classes or classes or 1000
+    found = summarize(instantiate(config.model, config.estimator, count), config.data.image_size)
+    return (
+        f"{config.model.name} ({config.model.weight_bits}W{config.model.activation_bits}A, {config.model.numerics} numerics), "
+        f"{count} classes, {found.parameters:,} parameters, {found.binary_parameters:,} of one bit, "
+        f"estimator {config.estimator.name}"
+    )
+
+
+def _batch(config: Config, world: int) -> str:
+    batch, parts = config.train.batch_size, config.train.accumulation
+    _, micro = part(0, batch, 0, parts)
+    shares = sorted({stop - start for start, stop in (part(0, micro, r, world) for r in range(world))})
+    each = " or ".join(map(str, shares))
+    return f"{batch} images a step = {parts} micro-batch{'es' if parts > 1 else ''} x {world} ranks x {each}"
+
+
+def _batchnorm(config: Config, world: int) -> str:
+    sync = config.batchnorm.sync
+    if world == 1 or sync == "off":
+        return "each rank its own statistics"
+    _, micro = part(0, config.train.batch_size, 0, config.train.accumulation)
+    size = world if sync == "world" else choose_group_size(micro, sync.images, world)
+    return f"{world // size} group{'s' if world > size else ''} of {size} ranks, {micro * size // world} images each"
+
+
+def _steps(plan: Plan, config: Config) -> str:
+    return (
+        f"{plan.end_step} ({config.train.epochs} epochs of {plan.steps_per_epoch}); log every {plan.log_every}, indicators every "
+        f"{plan.indicators_every}, evaluate every {plan.eval_every}, checkpoint every {plan.checkpoint_every}"
+    )
+
+
+def _schedules(config: Config, plan: Plan) -> list[tuple[str, str]]:
+    points = sorted({0, plan.total_steps // 4, plan.total_steps // 2, plan.total_steps - 1})
+    rate = schedule.learning_rate(config, plan.steps_per_epoch)
+    power = schedule.power(config, plan.steps_per_epoch)
+
+    def at_points(values: schedule.LearningRate | schedule.Power) -> str:
+        return ", ".join(f"step {step}: {values(step):.4g}" for step in points)
+
+    return [("learning rate", at_points(rate)), ("power", at_points(power))]
+
+
+def _files(config: Config) -> str:
+    return (
+        f"{config.run_dir}/: config.yaml, manifest.json, journal.jsonl, status.json, result.json, logs/, checkpoints/ "
+        f"({config.checkpoint.keep} newest and best)"
+    )

@@ -1,0 +1,87 @@
+"""The import law, read from the source of every module."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("reste", "models", "trainer", "launch")
+ONLY_IN = {
+    "torch.distributed": ("trainer/distributed/",),
+    "mlflow": ("trainer/tracking/",),
+    "nvidia.dali": ("trainer/data/dali.py",),
+    "deepspeed": ("trainer/distributed/deepspeed.py",),
+    "triton": ("reste/kernels/",),
+}
+FORBIDDEN_IN_SCIENCE = ("os", "pathlib", "argparse", "time", "datetime", "shutil", "tempfile", "io", "sys")
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, inside functions too."""
+    names: set[str] = set()
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    layer = path.relative_to(ROOT).parts[0]
+    to_the_right = LAYERS[LAYERS.index(layer) + 1 :]
+    assert not [name for name in imported(path) for right in to_the_right if within(name, right)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    for library, places in ONLY_IN.items():
+        if not relative.startswith(places):
+            assert not [name for name in imported(path) if within(name, library)], library
+
+
+@pytest.mark.parametrize("layer", ["reste", "models"])
+def test_science_reads_no_files_environment_or_clock(layer: str) -> None:
+    for path in (ROOT / layer).rglob("*.py"):
+        found = [name for name in imported(path) for bad in FORBIDDEN_IN_SCIENCE if within(name, bad)]
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Name) and node.id == "open"
+        ]
+        assert not found, path
+        assert not calls, path
+
+
+def test_launch_imports_nothing_heavy_at_the_top() -> None:
+    heavy = ("torch", "timm", "torchvision", "nvidia", "mlflow", "deepspeed", "sklearn", "models", "reste")
+    for path in (ROOT / "launch").rglob("*.py"):
+        top = ast.parse(path.read_text()).body
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
+        assert not [name for name in names for bad in heavy if within(name, bad)], path
+
+
+def test_top_level_packages_are_ours() -> None:
+    import models
+    import trainer
+
+    for package in (models, trainer):
+        assert Path(package.__file__ or "").is_relative_to(ROOT)
+
+
+def test_no_test_folder_is_a_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))

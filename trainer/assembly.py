@@ -1,0 +1,235 @@
+"""From a configuration to a `Run`: the one place where parts are chosen and put together."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer import resume, schedule
+from trainer.cadence import duration_steps
+from trainer.config import Config, config_digest
+from trainer.data import datasets
+from trainer.data.order import EvalOrder, TrainOrder, part
+from trainer.distributed import collectives
+from trainer.distributed.batchnorm import synchronise
+from trainer.distributed.ddp import DdpEngine
+from trainer.distributed.environment import Environment, resolve_environment
+from trainer.feed import Feed
+from trainer.finite import FiniteGuard
+from trainer.hardware import apply_switches, choose_device
+from trainer.meters import Meters
+from trainer.network import average_weights, create_network
+from trainer.optim import RoleCount, create_optimizer
+from trainer.pixels import Pixels
+from trainer.run import Plan, Run, State
+from trainer.stopping import Stopper
+from trainer.tracking.recorder import Recorder
+
+
+
+def build(config: Config) -> Run:
+    """Assemble a run: environment, data, model, optimizer, engine, resumed state, tracker.
+
+    Every rank calls it, and there meets the others. Nothing is written to the run's folder before all ranks have found the
+    configuration and the data good. `run.close()` gives everything back.
+
+    Raises:
+        ConfigError: on every rank, if any rank finds the configuration or the environment wrong.
+        DataError: on every rank, if any rank finds the data missing or wrong.
+    """
+    environment = resolve_environment(os.environ)
+    device = choose_device(environment)
+    apply_switches(config.train, environment, device)
+    with ExitStack() as undo:
+        collectives.init_process_group(environment, device)
+        undo.callback(collectives.shutdown)
+        run = _build(config, environment, device, undo)
+        run.close = undo.pop_all().close
+    return run
+
+
+def _build(config: Config, environment: Environment, device: torch.device, undo: ExitStack) -> Run:
+    collectives.check_equal("configuration", config_digest(config))
+    with collectives.agreed_errors():
+        data = datasets.open_datasets(config)
+        order, eval_order = create_orders(config, data, environment)
+        plan = make_plan(config, order.steps_per_epoch, device)
+        model = create_network(config, data.classes, device)
+    collectives.check_equal("data set", data.digest)
+    model = synchronise(model, config.batchnorm.sync, full_micro_batch(order), environment)
+    ema = average_weights(model, config.train.ema)
+    with collectives.agreed_errors():
+        optimizer, roles = create_optimizer(model, config.optim, fused=True)
+        loader = datasets.create_loader(config, order, environment, device)
+        undo.callback(loader.close)
+        eval_loader = datasets.create_loader(config, eval_order, environment, device)
+        undo.callback(eval_loader.close)
+    engine, pixels = create_engine(config, model, optimizer, order, device)
+    directory, found = resume.claim(config, undo)
+    meters = Meters(device)
+    state = resume.restore(found, model, ema, engine, meters) if found else State()
+    about = {
+        "config_digest": config_digest(config),
+        "data_digest": data.digest,
+        "classes": data.classes,
+        "world_size": environment.world_size,
+    }
+    recorder = create_recorder(config, directory, plan, about, found)
+    undo.callback(recorder.abandon)
+    describe(recorder, config, plan, environment, device, roles, found)
+    return Run(
+        config=config,
+        environment=environment,
+        device=device,
+        plan=plan,
+        state=state,
+        model=model,
+        ema=ema,
+        engine=engine,
+        learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
+        power=schedule.power(config, order.steps_per_epoch),
+        pixels=pixels,
+        feed=Feed(loader.load(order.plans(state.step, plan.end_step))),
+        eval_order=eval_order,
+        eval_loader=eval_loader,
+        meters=meters,
+        guard=FiniteGuard(device),
+        stopper=Stopper(directory, config.run.time_limit_min, every=plan.read_every),
+        recorder=recorder,
+        directory=directory,
+        about=about,
+    )
+
+
+def create_orders(
+    config: Config, data: datasets.Datasets, environment: Environment
+) -> tuple[TrainOrder, EvalOrder]:
+    """The orders of training and evaluation for this rank.
+
+    Raises:
+        ConfigError: the batch is larger than the training set, or cannot be cut into its micro-batches.
+    """
+    augment = datasets.augment(config)
+    rank, world = environment.rank, environment.world_size
+    datasets.check_batch(config, len(data.train))
+    train = TrainOrder(
+        data.train,
+        augment,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulation=config.train.accumulation,
+        rank=rank,
+        world=world,
+        drop_last=config.train.drop_last,
+    )
+    batch_size = config.eval.batch_size or config.train.batch_size
+    return train, EvalOrder(data.val, augment, batch_size=batch_size, rank=rank, world=world)
+
+
+def full_micro_batch(order: TrainOrder) -> list[int]:
+    """How many images of a full micro-batch each rank takes."""
+    _, size = part(0, order.batch_size, 0, order.accumulation)
+    bounds = (part(0, size, rank, order.world) for rank in range(order.world))
+    return [stop - start for start, stop in bounds]
+
+
+def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Plan:
+    """Every duration of the configuration in steps."""
+    total = config.train.epochs * steps_per_epoch
+
+    def steps(duration: str) -> int:
+        return duration_steps(duration, steps_per_epoch, total)
+
+    log_every = steps(config.log.every)
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        end_step=min(total, config.train.max_steps or total),
+        accumulation=config.train.accumulation,
+        log_every=log_every,
+        indicators_every=steps(config.log.indicators_every),
+        eval_every=steps(config.eval.every),
+        checkpoint_every=steps(config.checkpoint.every),
+        # On a CPU a host read is free; on a GPU it waits for the device.
+        read_every=1 if device.type == "cpu" else max(log_every, 1),
+    )
+
+
+def create_engine(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    order: TrainOrder,
+    device: torch.device,
+) -> tuple[DdpEngine, Pixels]:
+    """The engine, settled on this rank's full micro-batch, and the preparation of its images."""
+    micro_batch = full_micro_batch(order)[order.rank]
+    engine = DdpEngine(
+        model,
+        optimizer,
+        precision=config.train.precision,
+        clip_norm=config.train.clip_norm,
+        compile_for=micro_batch if config.train.compile else None,
+        device=device,
+    )
+    pixels = Pixels(
+        device,
+        precision=config.train.precision,
+        channels_last=config.train.channels_last,
+        mean=config.augment.mean,
+        std=config.augment.std,
+    )
+    engine.settle(pixels.blank(micro_batch, config.data.image_size))
+    return engine, pixels
+
+
+def create_recorder(
+    config: Config, directory: Path, plan: Plan, about: dict[str, Any], found: resume.Found | None
+) -> Recorder:
+    """The account of the run, begun; silent on all ranks but 0."""
+    recorder = Recorder(
+        directory,
+        enabled=collectives.is_main(),
+        total_steps=plan.end_step,
+        steps_per_epoch=plan.steps_per_epoch,
+        print_s=config.log.print_s,
+    )
+    recorder.begin(
+        config.to_yaml(),
+        about,
+        seed=config.seed,
+        step=found.progress.step if found else 0,
+        journal_offset=found.progress.journal_offset if found else 0,
+        resumed_from=found.path if found else None,
+    )
+    if config.tracking.enabled:
+        recorder.track(config.tracking.uri, config.tracking.experiment)
+    return recorder
+
+
+def describe(
+    recorder: Recorder,
+    config: Config,
+    plan: Plan,
+    environment: Environment,
+    device: torch.device,
+    roles: list[RoleCount],
+    found: resume.Found | None,
+) -> None:
+    """Tell the user what begins."""
+    ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
+    recorder.note(
+        f"{config.model.name}  {config.model.weight_bits}W{config.model.activation_bits}A  {config.estimator.name}  "
+        f"{ranks} on {device.type} ({environment.reason})  {config.data.loader} loader  {config.train.precision}"
+    )
+    for role in roles:
+        recorder.note(
+            f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay {role.weight_decay:g}"
+        )
+    where = f"goes on from {found.path} (step {found.progress.step})" if found else "starts from new weights"
+    recorder.note(f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}")

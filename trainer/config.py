@@ -1,0 +1,300 @@
+"""The whole configuration surface: what may be set, its type, its unit and its default.
+
+A configuration is YAML read by `load_config`; every value may be overridden as `group.key=value`. Unknown keys and wrong
+types are refused, all at once, each with the place it came from. The resolved configuration is immutable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trainer.cadence import Duration
+from trainer.config_source import ConfigSource, describe_errors, read_source
+from trainer.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Bits = Literal[1, 32]
+
+
+class Group(BaseModel):
+    """A strict, frozen group of values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunConfig(Group):
+    """Where a run lives: its files go to `dir/name/`."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name, no path")
+    dir: str = Field("runs", description="parent folder; also holds mlflow.db")
+    time_limit_min: Positive | None = Field(None, description="save and stop (exit 85) after this many minutes")
+
+
+class ModelConfig(Group):
+    """Which backbone, at how many bits."""
+
+    name: str = Field("resnet18_1w1a", description="a timm model name; `reste summary --list` prints the binary ones")
+    weight_bits: Bits = Field(1, description="1 or 32 (full precision)")
+    activation_bits: Bits = Field(1, description="1 or 32 (full precision)")
+    numerics: Literal["default", "reference"] = Field("default", description="reference: the official arithmetic")
+    num_classes: Count | None = Field(None, description="null: as many as the data has")
+    init: str | None = Field(None, description="checkpoint whose weights training starts from")
+
+
+class EstimatorConfig(Group):
+    """The gradient estimator of the sign, and ReSTE's power schedule."""
+
+    name: str = Field("reste", description="reste, ste, identity, approx_sign")
+    o_end: Annotated[float, Field(ge=1.0)] = Field(3.0, description="power at the end of training")
+    threshold: Positive | None = Field(None, description="slope is zero beyond |x| = threshold; null: the estimator's own")
+    knee: Positive | None = Field(None, description="chord slope within |x| <= knee; null: the estimator's own")
+    granularity: Literal["step", "epoch"] = Field("step", description="how often the power moves; reference: epoch")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+
+
+class SyntheticConfig(Group):
+    """Made-up images for `data.loader: synthetic`."""
+
+    samples: Count = 1024
+    classes: Count = 10
+
+
+class ExpectConfig(Group):
+    """What the data set must hold; checked before training, and used by --dry-run when the data is not there."""
+
+    train: Count | None = None
+    val: Count | None = None
+    classes: Count | None = None
+
+
+class DataConfig(Group):
+    """Where images come from and who decodes them."""
+
+    root: str = Field("data", description="a folder prepared by `reste prepare`")
+    loader: Literal["dali", "torchvision", "synthetic"] = "dali"
+    image_size: Count = Field(224, description="pixels, height = width")
+    workers: Count = Field(2, description="decoder threads per rank")
+    prefetch: Count = Field(3, description="batches ready per rank")
+    dont_use_mmap: bool = Field(False, description="true: plain reads, for network file systems")
+    synthetic: SyntheticConfig = SyntheticConfig()
+    expect: ExpectConfig = ExpectConfig()
+
+
+class AugmentConfig(Group):
+    """Training crops and flips, evaluation crop, normalisation (on 0..1 pixels)."""
+
+    crop: Literal["rrc", "pad", "none"] = Field("rrc", description="RandomResizedCrop, padded crop, whole image")
+    scale: tuple[Positive, Positive] = Field((0.08, 1.0), description="rrc: share of the image's area")
+    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="rrc: width / height")
+    pad: Annotated[int, Field(ge=0)] = Field(4, description="pad: pixels on each side")
+    flip: bool = Field(True, description="mirror half of the training images")
+    eval_resize: Count | None = Field(None, description="shorter side before the centre crop; null: 8/7 image_size with rrc, else image_size")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+
+class TrainConfig(Group):
+    """The step."""
+
+    epochs: Count = 250
+    max_steps: Count | None = Field(None, description="end after this many steps; schedules keep their full length")
+    batch_size: Count = Field(750, description="global: over all ranks and micro-batches")
+    accumulation: Count = Field(1, description="micro-batches per step")
+    drop_last: bool = Field(False, description="leave out an epoch's smaller last batch")
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16 through autocast")
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile the training step")
+    tf32: bool = Field(True, description="TF32 matrix products on GPUs that have them")
+    deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
+    clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    label_smoothing: Fraction = 0.0
+    ema: Fraction | None = Field(None, description="decay of the weights' moving average, which is then evaluated")
+
+
+class OptimConfig(Group):
+    """The optimizer (timm's factory) and the learning rate's schedule."""
+
+    name: str = Field("sgd", description="sgd, adamw or any name of timm's optimizer factory")
+    lr: Positive = Field(0.1, description="peak learning rate")
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    no_decay: tuple[Literal["binary", "weight", "norm", "bias"], ...] = Field(("norm", "bias"), description="parameter roles without decay; reference: []")
+    nesterov: bool = False
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    granularity: Literal["step", "epoch"] = Field("step", description="how often the rate moves; reference: epoch")
+    warmup: Duration = Field("0ep", description="linear warm-up, e.g. 5ep, 500 (steps), 2%")
+    min_lr: NonNegative = 0.0
+    milestones: tuple[Fraction, ...] = Field((1 / 3, 2 / 3, 8 / 9), description="step: shares of training after which lr *= gamma")
+    gamma: Positive = 0.1
+
+
+class SyncImages(Group):
+    """Synchronise over the smallest group of ranks whose joint batch holds this many images."""
+
+    images: Count
+
+
+class BatchNormConfig(Group):
+    """Which ranks share batch statistics."""
+
+    sync: Literal["off", "world"] | SyncImages = Field("world", description="off, world or {images: N}")
+
+
+class EvalConfig(Group):
+    """Evaluation during training."""
+
+    every: Duration = "1ep"
+    batch_size: Count | None = Field(None, description="global; null: train.batch_size")
+
+
+class LogConfig(Group):
+    """What is written when."""
+
+    every: Duration = Field("10", description="steps between journal entries")
+    indicators_every: Duration = Field("100", description="steps between probes of the two indicators")
+    print_s: Positive = Field(5.0, description="seconds between progress lines where there is no terminal")
+
+
+class CheckpointConfig(Group):
+    """Checkpoints are directories, complete once their manifest is there."""
+
+    every: Duration = "1ep"
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest ones kept, beside the best")
+
+
+class TrackingConfig(Group):
+    """MLflow, fed from the journal by a thread of its own."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="null: SQLite in run.dir")
+    experiment: str = "reste"
+
+
+class Config(Group):
+    """The resolved configuration of a run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    resume: str = Field("auto", description="auto, never, or a checkpoint folder of the same configuration")
+    engine: Literal["ddp"] = "ddp"
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    estimator: EstimatorConfig = EstimatorConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    batchnorm: BatchNormConfig = BatchNormConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("resume")
+    @classmethod
+    def _resume_is_not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must be auto, never or a checkpoint folder")
+        return value
+
+    @model_validator(mode="after")
+    def _batch_holds_its_micro_batches(self) -> Config:
+        if self.train.accumulation > self.train.batch_size:
+            raise ValueError(
+                f"train.accumulation={self.train.accumulation} exceeds train.batch_size={self.train.batch_size}"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def eval_resize(self) -> int:
+        """Shorter side, in pixels, before the evaluation's centre crop."""
+        if self.augment.eval_resize is not None:
+            return self.augment.eval_resize
+        return round(self.data.image_size * 8 / 7) if self.augment.crop == "rrc" else self.data.image_size
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+# Values that do not change what is computed: a run may go on with others.
+MAY_CHANGE = (
+    "resume", "run.", "data.root", "data.loader", "data.workers", "data.prefetch", "data.dont_use_mmap",
+    "train.max_steps", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
+)  # fmt: skip
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """Every value of a configuration under its dotted key, as JSON types."""
+    return flatten(json.loads(config.model_dump_json()))
+
+
+def fixed_values(config: Config) -> dict[str, Any]:
+    """The values that a resumed run must share with the run it continues."""
+    return {key: value for key, value in flat_config(config).items() if not key.startswith(MAY_CHANGE)}
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256 over the values that decide what is computed."""
+    canonical = json.dumps(fixed_values(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a configuration file, apply `key.path=value` overrides, validate everything.
+
+    Args:
+        path: a YAML file; its `extends` key names a parent, relative to the file.
+        overrides: strings `key.path=value`, the value parsed as YAML; later ones win.
+
+    Raises:
+        ConfigError: naming every unknown key and wrong value at once, with file and line.
+    """
+    return validate(read_source(Path(path), list(overrides)))
+
+
+def validate(source: ConfigSource) -> Config:
+    """Check the merged values against the schema.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        # JSON mode: strict about types, yet lists may fill tuples.
+        return Config.model_validate_json(json.dumps(source.values), strict=True)
+    except ValidationError as error:
+        raise ConfigError(describe_errors(error, source, schema_keys(Config))) from None
+
+
+def schema_keys(group: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, groups included."""
+    keys = []
+    for name, field in group.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += schema_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,143 @@
+"""What happens between two steps: log, evaluate, save, finish."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from trainer import checkpoint
+from trainer.distributed import collectives
+from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
+from trainer.evaluation import evaluate
+from trainer.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; `result.json`.
+
+    Attributes:
+        exit_code: 0 finished, 85 stopped on request with a checkpoint saved.
+        final, best: `val/` metrics (top-1 and top-5 in percent) of the last and of the best evaluation.
+        best_step: step of the best evaluation.
+        samples: training samples seen by all ranks.
+        steps: optimizer steps.
+        seconds: training time over all attempts.
+        images_per_s: samples / seconds.
+    """
+
+    exit_code: int
+    final: dict[str, float]
+    best: dict[str, float]
+    best_step: int | None
+    samples: int
+    steps: int
+    seconds: float
+    images_per_s: float
+
+
+def log_training(run: Run) -> None:
+    """Write the window since the last entry to the journal and show it."""
+    reading = run.meters.read()
+    step = run.state.step
+    metrics = {
+        "train/loss": reading.loss,
+        "train/top1": reading.top1,
+        "train/top5": reading.top5,
+        "optim/lr": run.learning_rate(step - 1),
+        "estimator/power": run.power(step - 1),
+    }
+    run.recorder.metrics(step, metrics | run.feed.read().metrics())
+
+
+def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
+    """Write the indicators of the step just made, in one host read."""
+    values = torch.stack([value.double() for value in indicators.values()]).tolist()
+    metrics = {f"indicator/{name}": value for name, value in zip(indicators, values, strict=True)}
+    run.recorder.metrics(run.state.step, metrics)
+
+
+def evaluate_and_log(run: Run) -> bool:
+    """Evaluate on the whole validation split; whether top-1 is the best so far."""
+    with run.feed.paused():
+        run.engine.equalise_buffers()
+        evaluation = evaluate(
+            run.evaluated_model,
+            run.eval_loader.load(run.eval_order.plans()),
+            run.pixels,
+            samples=len(run.eval_order.index),
+            autocast=run.autocast,
+        )
+    metrics = evaluation.metrics()
+    run.recorder.metrics(run.state.step, metrics)
+    run.state.last = metrics
+    if evaluation.top1 <= run.state.best.get("val/top1", -math.inf):
+        return False
+    run.state.best, run.state.best_step = metrics, run.state.step
+    return True
+
+
+def save(run: Run, *, best: bool) -> None:
+    """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
+    run.guard.raise_if_blocked()
+    with run.feed.paused():
+        run.engine.equalise_buffers()
+        engine_state = run.engine.state()
+        if collectives.is_main():
+            try:
+                _save(run, engine_state, best=best)
+            except OSError as error:
+                log.warning("%s; training goes on, the next save is tried when it is due", error)
+
+
+def _save(run: Run, engine_state: dict[str, object], *, best: bool) -> None:
+    payloads: dict[str, object] = {"model": run.model.state_dict(), "engine": engine_state}
+    if run.ema is not None:
+        payloads["ema"] = run.ema.module.state_dict()
+    progress = checkpoint.Progress(
+        **asdict(run.state), journal_offset=run.recorder.offset(), meters=run.meters.state()
+    )
+    path = checkpoint.save(
+        run.checkpoints, payloads, progress=progress, config_yaml=run.config.to_yaml(), about=run.about
+    )
+    if best:
+        checkpoint.mark_best(run.checkpoints, path)
+    checkpoint.prune(run.checkpoints, run.config.checkpoint.keep)
+    run.recorder.saved(path)
+
+
+def result(run: Run, exit_code: int) -> Result:
+    """What there is to say about the run now."""
+    state = run.state
+    return Result(
+        exit_code=exit_code,
+        final={name.removeprefix("val/"): value for name, value in state.last.items()},
+        best={name.removeprefix("val/"): value for name, value in state.best.items()},
+        best_step=state.best_step,
+        samples=state.samples_seen,
+        steps=state.step,
+        seconds=state.seconds,
+        images_per_s=state.samples_seen / state.seconds if state.seconds else 0.0,
+    )
+
+
+def stopped(run: Run) -> Result:
+    """Leave together, with a checkpoint saved: a rank that exits first would take its peers down while they save."""
+    ended = result(run, EXIT_STOPPED)
+    reason = f"stopped on request ({run.stopper.reason or 'of another rank'}); start again to go on"
+    run.recorder.close("stopped", exit_code=EXIT_STOPPED, reason=reason)
+    collectives.barrier()
+    return ended
+
+
+def finished(run: Run) -> Result:
+    """Write `result.json` and close the run."""
+    ended = result(run, EXIT_FINISHED)
+    run.recorder.close("finished", exit_code=EXIT_FINISHED, result=asdict(ended))
+    collectives.barrier()
+    return ended

@@ -1,0 +1,46 @@
+"""The device of a rank and torch's global switches."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.distributed.environment import Environment
+from trainer.errors import ConfigError
+
+
+def choose_device(environment: Environment) -> torch.device:
+    """The GPU with this rank's local number if the machine has GPUs, else the CPU.
+
+    Raises:
+        ConfigError: there are GPUs, but fewer than ranks on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    present = torch.cuda.device_count()
+    if environment.local_rank >= present:
+        raise ConfigError(
+            f"local rank {environment.local_rank} has no GPU: this machine shows {present}; start at most {present} ranks on it"
+        )
+    torch.cuda.set_device(environment.local_rank)
+    return torch.device("cuda", environment.local_rank)
+
+
+def apply_switches(train: TrainConfig, environment: Environment, device: torch.device) -> None:
+    """TF32, determinism, convolution search and threads.
+
+    On a CPU the cores are shared between the ranks of the machine; a thread count set by the user (OMP_NUM_THREADS) that is
+    not the launcher's default of 1 is kept.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = train.tf32
+    torch.backends.cudnn.allow_tf32 = train.tf32
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if train.deterministic:
+        # cuBLAS reads this when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // environment.local_world_size))

@@ -1,0 +1,70 @@
+"""The training loop. What a step is can be read here; how each part works is behind its name."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from reste import collect_indicators, set_power
+from trainer import events
+from trainer.run import Run
+from trainer.cadence import due
+from trainer.losses import correct_counts, cross_entropy_sum
+from trainer.seeding import seed_step
+
+
+def train(run: Run) -> events.Result:
+    """Train from where the run stands to its end, or to an agreed stop.
+
+    Raises:
+        DataError: an image could not be read; names file, sample and rank.
+        NonFiniteError: loss or gradient is not finite.
+    """
+    started = time.monotonic() - run.state.seconds
+    with run.stopper.listening():
+        while run.state.step < run.plan.end_step:
+            indicators = train_step(run)
+            run.state.step += 1
+            run.state.seconds = time.monotonic() - started
+            step = run.state.step
+            last = step == run.plan.end_step
+            run.recorder.tick(step)
+            if run.ema is not None:
+                run.ema.update(run.model)
+            if due(step, run.plan.log_every) or last:
+                events.log_training(run)
+            if indicators:
+                events.log_indicators(run, indicators)
+            improved = (due(step, run.plan.eval_every) or last) and events.evaluate_and_log(run)
+            stop = run.stopper.agreed(step) and not last
+            if improved or stop or last or due(step, run.plan.checkpoint_every):
+                events.save(run, best=bool(improved))
+            if stop:
+                return events.stopped(run)
+        return events.finished(run)
+
+
+def train_step(run: Run) -> dict[str, torch.Tensor]:
+    """One optimizer step over one global batch; returns the indicators if they are due, on the device."""
+    step, micro_batches = run.state.step, run.plan.accumulation
+    set_power(run.model, run.power(step))
+    seed_step(run.config.seed, step, run.environment.rank)
+    for micro in range(micro_batches):
+        batch = run.feed.take()
+        images, labels = run.pixels(batch)
+        with run.engine.accumulate(last=micro == micro_batches - 1):
+            logits = run.engine.forward(images)
+            loss = cross_entropy_sum(logits, labels, smoothing=run.config.train.label_smoothing)
+            # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
+            run.engine.backward(loss * (run.environment.world_size / batch.plan.global_batch_count))
+        run.meters.add(loss, correct_counts(logits.detach(), labels), len(labels))
+    global_loss = run.meters.agree()
+    gradient_norm = run.engine.finish_gradients()
+    blocked = run.guard.check(global_loss, gradient_norm, step)
+    probed = collect_indicators(run.model) if due(step + 1, run.plan.indicators_every) else {}
+    run.engine.step(lr=run.learning_rate(step), blocked=blocked)
+    if due(step + 1, run.plan.read_every):
+        run.guard.raise_if_blocked()
+    run.state.samples_seen += batch.plan.global_batch_count
+    return probed

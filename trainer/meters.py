@@ -1,0 +1,64 @@
+"""Sums over steps and ranks, kept on the device and read by the host only when something is logged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from trainer.distributed import collectives
+
+_LOSS, _TOP1, _TOP5, _COUNT = range(4)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A window of training, summed over all ranks: mean loss, accuracies in percent, number of samples."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+
+
+class Meters:
+    """Loss and counts of the current step and of the window since the last reading.
+
+    The step's sums are added up over the ranks once, before the optimizer moves, so that every rank holds the same window
+    and any one of them can save it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._step = torch.zeros(4, dtype=torch.float64, device=device)
+        self._window = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
+        """Add one micro-batch of this rank: summed loss (0-d), right answers (2,), samples."""
+        self._step[_LOSS] += loss_sum.detach()
+        self._step[_TOP1:_COUNT] += correct
+        self._step[_COUNT] += count
+
+    def agree(self) -> torch.Tensor:
+        """Sum the step over the ranks, add it to the window; returns the step's global mean loss (0-d, device)."""
+        collectives.all_reduce_(self._step)
+        self._window += self._step
+        loss = self._step[_LOSS] / self._step[_COUNT]
+        self._step.zero_()
+        return loss
+
+    def read(self) -> Reading:
+        """The window on the host; starts a new one."""
+        loss, top1, top5, count = self._window.tolist()
+        self._window.zero_()
+        if count == 0:
+            return Reading(math.nan, math.nan, math.nan, 0)
+        return Reading(loss / count, 100 * top1 / count, 100 * top5 / count, int(count))
+
+    def state(self) -> list[float]:
+        """The open window, exact in JSON."""
+        return self._window.tolist()
+
+    def load(self, state: list[float]) -> None:
+        """Continue a saved window."""
+        self._window.copy_(torch.tensor(state, dtype=torch.float64))

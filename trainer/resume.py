@@ -1,0 +1,143 @@
+"""Taking possession of a run folder and going on from its newest good checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from trainer import checkpoint
+from trainer.config import Config, fixed_values, load_config
+from trainer.distributed import collectives
+from trainer.distributed.engine import Engine
+from trainer.errors import ConfigError
+from trainer.meters import Meters
+from trainer.network import load_weights
+from trainer.run import State
+from trainer.tracking.files import FileLock
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    path: Path
+    progress: checkpoint.Progress
+
+
+def claim(config: Config, undo: ExitStack) -> tuple[Path, Found | None]:
+    """Lock the run's folder for as long as this process lives, and find what to resume; rank 0 decides for all.
+
+    Args:
+        config: names the folder and the policy (`resume`).
+        undo: receives the release of the lock.
+
+    Raises:
+        ConfigError: on every rank: another process owns the folder, or its configuration differs.
+    """
+    found: Found | None = None
+    with collectives.agreed_errors():
+        if collectives.is_main():
+            found = _claim(config, undo)
+    return config.run_dir, collectives.broadcast_object(found)
+
+
+def _claim(config: Config, undo: ExitStack) -> Found | None:
+    directory = config.run_dir
+    made_here = not directory.is_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    if made_here:
+        # Should assembly fail after this, nothing is left of a run that never began.
+        undo.callback(_remove_if_unused, directory)
+    undo.callback(_lock(directory))
+    path = None if config.resume == "never" else _choose(config, directory / "checkpoints")
+    if path is None:
+        if config.resume == "never":
+            _keep_old_run(directory)
+        return None
+    refuse_changes(config, path)
+    progress = checkpoint.Progress(**checkpoint.read_manifest(path)["progress"])
+    checkpoint.set_aside(directory / "checkpoints", progress)
+    return Found(path, progress)
+
+
+def _lock(directory: Path) -> Callable[[], None]:
+    lock = FileLock(directory / LOCK)
+    if not lock.acquire():
+        raise ConfigError(
+            f"run folder {directory} is in use by another process: wait for it, or choose another run.name"
+        )
+    return lock.release
+
+
+def _remove_if_unused(directory: Path) -> None:
+    if {path.name for path in directory.iterdir()} <= {LOCK}:
+        (directory / LOCK).unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def _keep_old_run(directory: Path) -> None:
+    old = [path for path in directory.iterdir() if path.name != LOCK]
+    if not old:
+        return
+    kept = next(p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.old-{n}")).exists())
+    kept.mkdir()
+    for path in old:
+        path.rename(kept / path.name)
+    log.warning("resume=never: the earlier run is kept in %s", kept)
+
+
+def _choose(config: Config, checkpoints: Path) -> Path | None:
+    if config.resume == "auto":
+        return checkpoint.newest_valid(checkpoints)
+    path = checkpoint.resolve(Path(config.resume))
+    found = checkpoint.problems(path)
+    if found:
+        raise ConfigError(f"resume={config.resume}: {'; '.join(found)}; resume=auto takes the newest good one")
+    return path
+
+
+def refuse_changes(config: Config, path: Path) -> None:
+    """Refuse to continue another run's checkpoint under a configuration that computes something else.
+
+    Raises:
+        ConfigError: naming every value that differs.
+    """
+    saved = fixed_values(load_config(path / "config.yaml"))
+    now = fixed_values(config)
+    changed = [
+        f"{key}: {saved.get(key)} -> {now.get(key)}"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path} was saved under another configuration ({'; '.join(changed)}): choose another run.name, "
+            "resume=never, or model.init=CHECKPOINT to start from its weights"
+        )
+
+
+def restore(
+    found: Found, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine, meters: Meters
+) -> State:
+    """Put a checkpoint's tensors in place, on every rank; returns the state to go on from.
+
+    Raises:
+        ConfigError: a payload is missing or does not fit.
+    """
+    load_weights(model, checkpoint.load_payload(found.path, "model"), found.path)
+    if ema is not None:
+        load_weights(ema.module, checkpoint.load_payload(found.path, "ema"), found.path)
+    engine.load_state(checkpoint.load_payload(found.path, "engine"))
+    meters.load(found.progress.meters)
+    kept = asdict(found.progress)
+    return State(**{field.name: kept[field.name] for field in fields(State)})

@@ -1,0 +1,112 @@
+"""Everything a run consists of, assembled by `build` and driven by `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from trainer.config import Config
+from trainer.data.batch import Loader
+from trainer.data.order import EvalOrder
+from trainer.distributed.engine import Engine
+from trainer.distributed.environment import Environment
+from trainer.feed import Feed
+from trainer.finite import FiniteGuard
+from trainer.meters import Meters
+from trainer.pixels import AUTOCAST, Pixels
+from trainer.stopping import Stopper
+from trainer.tracking.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of steps that follow from the configuration and the size of the data.
+
+    Attributes:
+        steps_per_epoch: optimizer steps in one epoch.
+        total_steps: steps of the schedules.
+        end_step: where this run ends; before `total_steps` if `train.max_steps` says so.
+        accumulation: micro-batches per step.
+        log_every, indicators_every, eval_every, checkpoint_every: steps between them, 0 for never.
+        read_every: steps between host reads of the finite guard and agreements to stop.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    end_step: int
+    accumulation: int
+    log_every: int
+    indicators_every: int
+    eval_every: int
+    checkpoint_every: int
+    read_every: int
+
+
+@dataclass
+class State:
+    """What moves while a run trains, beside tensors; saved in every checkpoint.
+
+    Attributes:
+        step: completed optimizer steps.
+        samples_seen: training samples over all ranks.
+        seconds: training time over all attempts.
+        last: newest evaluation (`val/...` metrics).
+        best: evaluation with the highest top-1, first one if equal.
+        best_step: its step.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    seconds: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+
+
+@dataclass
+class Run:
+    """One rank's view of a run."""
+
+    config: Config
+    environment: Environment
+    device: torch.device
+    plan: Plan
+    state: State
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    engine: Engine
+    learning_rate: Callable[[int], float]
+    power: Callable[[int], float]
+    pixels: Pixels
+    feed: Feed
+    eval_order: EvalOrder
+    eval_loader: Loader
+    meters: Meters
+    guard: FiniteGuard
+    stopper: Stopper
+    recorder: Recorder
+    directory: Path
+    about: dict[str, Any]
+    close: Callable[[], None] = lambda: None
+    """Stops loaders, sender and process group; `build` sets it."""
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that evaluation and `best` are about: the moving average if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The low precision of forward passes, if any."""
+        return AUTOCAST.get(self.config.train.precision)

@@ -1,0 +1,129 @@
+"""Learning rate and estimator power as pure functions of the step; nothing here has state to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from reste import schedules as power_schedules
+from trainer.cadence import duration_steps
+from trainer.config import Config
+
+Granularity = Literal["step", "epoch"]
+Shape = Callable[[float], float]
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0 (SGDR, Loshchilov and Hutter 2017, eq. 5 without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1.0 - progress
+
+
+def constant(progress: float) -> float:
+    """Always 1."""
+    return 1.0
+
+
+def stairs(milestones: tuple[float, ...], gamma: float) -> Shape:
+    """`gamma` to the power of how many milestones (shares of training) have been reached."""
+
+    def shape(progress: float) -> float:
+        # A step count divided by a total seldom equals 2/3 exactly.
+        return gamma ** sum(progress >= milestone - 1e-9 for milestone in milestones)
+
+    return shape
+
+
+def snap(step: int, steps_per_epoch: int, granularity: Granularity) -> int:
+    """The step whose value holds at `step`: itself, or the first of its epoch."""
+    return step if granularity == "step" else step - step % steps_per_epoch
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Linear warm-up from peak / warmup_steps, then `shape` from `peak` to `floor` over the steps that remain.
+
+    Attributes:
+        peak: highest rate.
+        floor: rate at the end.
+        shape: share of (peak - floor) for a progress in [0, 1].
+        warmup_steps: steps of warm-up; the rate first equals `peak` at this step.
+        total_steps: steps of the whole training.
+        steps_per_epoch: steps of one epoch.
+        granularity: whether the rate moves every step or every epoch.
+    """
+
+    peak: float
+    floor: float
+    shape: Shape
+    warmup_steps: int
+    total_steps: int
+    steps_per_epoch: int
+    granularity: Granularity
+
+    def __call__(self, step: int) -> float:
+        """The rate for the step after `step` completed ones."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / (self.warmup_steps + 1)
+        at = snap(step, self.steps_per_epoch, self.granularity)
+        span = max(self.total_steps - self.warmup_steps, 1)
+        progress = min(max((at - self.warmup_steps) / span, 0.0), 1.0)
+        return self.floor + (self.peak - self.floor) * self.shape(progress)
+
+
+@dataclass(frozen=True)
+class Power:
+    """The estimator's power o from 1 to `end` (ReSTE, Wu et al. 2023).
+
+    With granularity `epoch`, progress is epoch / epochs, as in the official code, which so never reaches `end`; with `step`
+    it is step / (steps - 1) and the last step has exactly `end`.
+    """
+
+    end: float
+    shape: Callable[[float, float], float]
+    total_steps: int
+    steps_per_epoch: int
+    granularity: Granularity
+
+    def __call__(self, step: int) -> float:
+        """The power for the step after `step` completed ones."""
+        at = snap(step, self.steps_per_epoch, self.granularity)
+        span = self.total_steps if self.granularity == "epoch" else max(self.total_steps - 1, 1)
+        return self.shape(min(at / span, 1.0), self.end)
+
+
+def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate:
+    """The configured learning-rate schedule."""
+    optim, total = config.optim, config.train.epochs * steps_per_epoch
+    shapes = {
+        "cosine": cosine,
+        "linear": linear,
+        "constant": constant,
+        "step": stairs(optim.milestones, optim.gamma),
+    }
+    return LearningRate(
+        peak=optim.lr,
+        floor=optim.min_lr,
+        shape=shapes[optim.schedule],
+        warmup_steps=duration_steps(optim.warmup, steps_per_epoch, total),
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        granularity=optim.granularity,
+    )
+
+
+def power(config: Config, steps_per_epoch: int) -> Power:
+    """The configured power schedule."""
+    return Power(
+        end=config.estimator.o_end,
+        shape=power_schedules.POWER_SCHEDULES[config.estimator.schedule],
+        total_steps=config.train.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        granularity=config.estimator.granularity,
+    )
