@@ -10,11 +10,11 @@ from rich.table import Table
 
 from models import summarize
 from trainer import schedule
-from trainer.assembly import make_plan
+from trainer.assembly import batchnorm_ranks, make_plan
 from trainer.config import Config, load_config
 from trainer.data import datasets
 from trainer.data.order import part
-from trainer.distributed.batchnorm import choose_group_size
+from trainer.distributed.environment import Environment
 from trainer.errors import DataError
 from trainer.network import instantiate
 from trainer.run import Plan
@@ -47,7 +47,11 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     rows.append(("batch norm", _batchnorm(config, world)))
     if train:
         datasets.check_batch(config, train)
-        steps = train // config.train.batch_size if config.train.drop_last else -(-train // config.train.batch_size)
+        steps = (
+            train // config.train.batch_size
+            if config.train.drop_last
+            else -(-train // config.train.batch_size)
+        )
         plan = make_plan(config, steps, torch.device("cpu"))
         rows += [("steps", _steps(plan, config)), *_schedules(config, plan)]
     device = f"{torch.cuda.device_count()} GPUs here" if torch.cuda.is_available() else "CPU (no GPU here)"
@@ -62,7 +66,9 @@ def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
     try:
         data = datasets.open_datasets(config)
     except DataError as error:
-        known = f"{expect.train} training and {expect.val} validation images" if expect.train else "sizes unknown"
+        known = (
+            f"{expect.train} training and {expect.val} validation images" if expect.train else "sizes unknown"
+        )
         return expect.train, expect.val, expect.classes, f"not there yet ({error}); data.expect: {known}"
     sizes = len(data.train), len(data.val), len(data.classes)
     where = "synthetic" if config.data.loader == "synthetic" else config.data.root
@@ -88,11 +94,10 @@ def _batch(config: Config, world: int) -> str:
 
 
 def _batchnorm(config: Config, world: int) -> str:
-    sync = config.batchnorm.sync
-    if world == 1 or sync == "off":
-        return "each rank its own statistics"
+    size = batchnorm_ranks(config, Environment(world_size=world, local_world_size=world))
     _, micro = part(0, config.train.batch_size, 0, config.train.accumulation)
-    size = world if sync == "world" else choose_group_size(micro, sync.images, world)
+    if size == 1:
+        return f"each rank its own statistics, over about {micro // world} images"
     return f"{world // size} group{'s' if world > size else ''} of {size} ranks, {micro * size // world} images each"
 
 

@@ -69,7 +69,9 @@ def evaluate(
     def rank() -> int:
         from trainer.evaluate_checkpoint import run_rank
 
-        return run_rank(checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=as_json)
+        return run_rank(
+            checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=as_json
+        )
 
     return _start(rank, nproc, None)
 
@@ -103,5 +105,8 @@ def _outcome(codes: list[int], config: Config | None, started: float) -> int:
             return code
     killed = sorted({-code for code in codes if code < 0})
     if killed:
-        print(f"error: a rank was killed by signal {killed[0]}; start again to go on from the last checkpoint", file=sys.stderr)
+        print(
+            f"error: a rank was killed by signal {killed[0]}; start again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
     return EXIT_BUG if codes else 0

@@ -21,7 +21,7 @@ def print_status(run: Path) -> None:
     if status is None:
         raise DataError(f"{run} has no status.json: name the folder of a run, e.g. runs/digits")
     console = Console(highlight=False, soft_wrap=True)
-    state = status.state
+    state: str = status.state
     if state == "running" and not status.alive():
         state = "gone: its process ended without a word; start it again to go on from the last checkpoint"
     console.print(f"{run}: {state}", markup=False)

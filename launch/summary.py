@@ -41,7 +41,9 @@ def print_summary(
     """
     if name not in models.MODELS:
         near = difflib.get_close_matches(name, models.MODELS, n=3, cutoff=0.3)
-        raise ConfigError(f"there is no binary model {name!r}; did you mean {' or '.join(near or models.MODELS)}?")
+        raise ConfigError(
+            f"there is no binary model {name!r}; did you mean {' or '.join(near or models.MODELS)}?"
+        )
     if {weight_bits, activation_bits} - {1, 32}:
         raise ConfigError("bits are 1 or 32")
     model = timm.create_model(
@@ -50,7 +52,9 @@ def print_summary(
     size = image_size or model.default_cfg["input_size"][-1]
     found = summarize(model, size)
     console = Console()
-    table = Table("layer", "kind", "bits W/A", "output", "parameters", "MACs", title=f"{name} at {size} x {size} pixels")
+    table = Table(
+        "layer", "kind", "bits W/A", "output", "parameters", "MACs", title=f"{name} at {size} x {size} pixels"
+    )
     for row in found.layers:
         table.add_row(
             row.name,

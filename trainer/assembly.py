@@ -16,9 +16,10 @@ from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
 from trainer.distributed import collectives
-from trainer.distributed.batchnorm import synchronise
+from trainer.distributed.batchnorm import choose_group_size, convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
 from trainer.distributed.environment import Environment, resolve_environment
+from trainer.errors import ConfigError
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device
@@ -29,7 +30,6 @@ from trainer.pixels import Pixels
 from trainer.run import Plan, Run, State
 from trainer.stopping import Stopper
 from trainer.tracking.recorder import Recorder
-
 
 
 def build(config: Config) -> Run:
@@ -61,7 +61,10 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         plan = make_plan(config, order.steps_per_epoch, device)
         model = create_network(config, data.classes, device)
     collectives.check_equal("data set", data.digest)
-    model = synchronise(model, config.batchnorm.sync, full_micro_batch(order), environment)
+    group_size = batchnorm_ranks(config, environment)
+    with collectives.agreed_errors():
+        check_smallest_batch(order, group_size)
+    model = convert_batchnorm(model, make_bn_group(group_size))
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
         optimizer, roles = create_optimizer(model, config.optim, fused=True)
@@ -99,7 +102,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         eval_loader=eval_loader,
         meters=meters,
         guard=FiniteGuard(device),
-        stopper=Stopper(directory, config.run.time_limit_min, every=plan.read_every),
+        stopper=Stopper(directory, time_limit_min=config.run.time_limit_min, every=plan.read_every),
         recorder=recorder,
         directory=directory,
         about=about,
@@ -136,6 +139,38 @@ def full_micro_batch(order: TrainOrder) -> list[int]:
     _, size = part(0, order.batch_size, 0, order.accumulation)
     bounds = (part(0, size, rank, order.world) for rank in range(order.world))
     return [stop - start for start, stop in bounds]
+
+
+def batchnorm_ranks(config: Config, environment: Environment) -> int:
+    """How many ranks share batch statistics; 1 for each its own."""
+    sync, world = config.batchnorm.sync, environment.world_size
+    if world == 1 or sync == "off":
+        return 1
+    if sync == "world":
+        return world
+    images = config.train.batch_size // config.train.accumulation // world
+    return choose_group_size(
+        sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size
+    )
+
+
+def check_smallest_batch(order: TrainOrder, group_size: int) -> None:
+    """Refuse an epoch whose last batch leaves some ranks that share batch statistics with a single image.
+
+    Raises:
+        ConfigError: naming what to change.
+    """
+    for size in {order.batch_size, order.last_batch_size}:
+        for micro in range(order.accumulation):
+            bounds = part(0, size, micro, order.accumulation)
+            for first in range(0, order.world, group_size):
+                start, _ = part(*bounds, first, order.world)
+                _, stop = part(*bounds, first + group_size - 1, order.world)
+                if stop - start == 1 or (stop == start and group_size == 1):
+                    raise ConfigError(
+                        f"a batch of {size} images (the last of an epoch, if smaller than train.batch_size) leaves a rank's batch norm "
+                        f"{stop - start} of them: change train.batch_size, use batchnorm.sync=world, or set train.drop_last=true"
+                    )
 
 
 def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Plan:
@@ -232,4 +267,6 @@ def describe(
             f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay {role.weight_decay:g}"
         )
     where = f"goes on from {found.path} (step {found.progress.step})" if found else "starts from new weights"
-    recorder.note(f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}")
+    recorder.note(
+        f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}"
+    )

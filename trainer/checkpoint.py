@@ -1,9 +1,9 @@
 """Checkpoints are folders, complete once their manifest is there and every digest in it holds.
 
-    step_00001234/
-        model.pt  engine.pt  [ema.pt]     tensors, loaded with weights_only=True
-        config.yaml                       the resolved configuration
-        manifest.json                     written last: step, progress, SHA-256 and size of every other file
+step_00001234/
+    model.pt  engine.pt  [ema.pt]     tensors, loaded with weights_only=True
+    config.yaml                       the resolved configuration
+    manifest.json                     written last: step, progress, SHA-256 and size of every other file
 """
 
 from __future__ import annotations
@@ -252,5 +252,7 @@ def resolve(path: Path) -> Path:
         return best.resolve()
     newest = newest_valid(folder)
     if newest is None:
-        raise ConfigError(f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders")
+        raise ConfigError(
+            f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders"
+        )
     return newest

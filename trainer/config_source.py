@@ -78,7 +78,9 @@ def _read_chain(path: Path, seen: list[Path]) -> list[tuple[dict[str, Any], dict
         by = f" (extended by {seen[-1]})" if seen else ""
         raise ConfigError(f"there is no configuration file {path}{by}: check the path")
     if path.resolve() in [p.resolve() for p in seen]:
-        raise ConfigError(f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`")
+        raise ConfigError(
+            f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`"
+        )
     values, origins = _read_file(path)
     parent = values.pop("extends", None)
     if parent is None:
@@ -104,7 +106,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return values, origins
 
 
-def _collect_origins(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
+def _collect_origins(node: yaml.Node | None, path: Path, prefix: str, origins: dict[str, str]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -119,7 +121,9 @@ def _collect_origins(node: yaml.Node, path: Path, prefix: str, origins: dict[str
 def _parse_override(override: str) -> tuple[dict[str, Any], str]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"cannot read {override!r}: write overrides as key.path=value, e.g. train.epochs=10")
+        raise ConfigError(
+            f"cannot read {override!r}: write overrides as key.path=value, e.g. train.epochs=10"
+        )
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
@@ -149,10 +153,16 @@ def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
     if not key:
         return message
     shown = repr(problem["input"])
-    return f"{key}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    return (
+        f"{key}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    )
 
 
 def _suggest(key: str, known_keys: list[str]) -> str:
     same_leaf = [known for known in known_keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known_keys, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(near[:3])}?" if near else "; `reste train --help-config` lists every key"
+    return (
+        f"; did you mean {' or '.join(near[:3])}?"
+        if near
+        else "; `reste train --help-config` lists every key"
+    )

@@ -78,7 +78,9 @@ def prepare(
     overrides += [f"data.loader={loader}"] if loader else []
     has_average = (folder / "ema.pt").is_file()
     if weights not in {"auto", "model", "ema"} or (weights == "ema" and not has_average):
-        raise ConfigError(f"--weights {weights}: {folder} holds model{' and ema' if has_average else ' only'}")
+        raise ConfigError(
+            f"--weights {weights}: {folder} holds model{' and ema' if has_average else ' only'}"
+        )
     chosen = ("ema" if has_average else "model") if weights == "auto" else weights
     return Request(folder, load_config(folder / "config.yaml", overrides), chosen)
 

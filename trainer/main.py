@@ -113,5 +113,11 @@ def note_failure(directory: Path, exit_code: int, message: str) -> None:
 def is_lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another rank has gone; that rank's own error is the one to read."""
     text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "timed out")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "remote process exited",
+        "timed out",
+    )
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm.optim
 import torch
@@ -52,7 +53,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict], list[RoleCount]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict[str, Any]], list[RoleCount]]:
     """One optimizer group per role that the model has, and a report of them.
 
     Raises:
@@ -60,7 +61,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict],
     """
     roles = parameter_roles(model)
     named = dict(model.named_parameters())
-    groups, report = [], []
+    groups: list[dict[str, Any]] = []
+    report: list[RoleCount] = []
     for role in ROLES:
         members = [named[name] for name in named if roles.get(name) == role]
         if not members:
@@ -93,7 +95,12 @@ def create_optimizer(
     options = {"fused": True} if fused and name in {"sgd", "momentum", "adam", "adamw"} else {}
     try:
         optimizer = timm.optim.create_optimizer_v2(
-            groups, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **options
+            groups,
+            opt=name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            **options,
         )
     except (ValueError, AssertionError) as error:
         known = ", ".join(timm.optim.list_optimizers())

@@ -23,13 +23,13 @@ class Stopper:
 
     Args:
         run_dir: a file named STOP in it is a request.
-        time_limit_s: seconds from now after which to stop, or None.
+        time_limit_min: minutes from now after which to stop, or None.
         every: steps between agreements.
     """
 
-    def __init__(self, run_dir: Path, *, time_limit_s: float | None, every: int) -> None:
+    def __init__(self, run_dir: Path, *, time_limit_min: float | None, every: int) -> None:
         self._file = run_dir / STOP_FILE
-        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self._deadline = None if time_limit_min is None else time.monotonic() + 60 * time_limit_min
         self._every = every
         self.reason: str | None = None
 
@@ -45,6 +45,8 @@ class Stopper:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Only the flag: a collective or a save in a handler can deadlock.
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
     @contextmanager

@@ -1,0 +1,41 @@
+"""Binary backbones. Importing this package registers all of them with timm:
+
+    timm.create_model("resnet18_1w1a", estimator="reste", weight_bits=1, activation_bits=1, num_classes=1000)
+
+`weight_bits=32` or `activation_bits=32` keeps that side in full precision; both together give a
+full-precision network of the same structure. `numerics="reference"` gives the official code's arithmetic.
+"""
+
+from __future__ import annotations
+
+from models import resnet, vgg
+from models.backbone import Backbone
+from models.resnet import (
+    BinaryResNet,
+    resnet18_1w1a,
+    resnet18_cifar_1w1a,
+    resnet20_1w1a,
+    resnet20_bireal_1w1a,
+    resnet34_1w1a,
+)
+from models.summary import LayerSummary, ModelSummary, summarize
+from models.vgg import BinaryVGG, vgg_small_1w1a
+
+MODELS = tuple(sorted({*resnet.default_cfgs, *vgg.default_cfgs}))
+"""Every name registered here."""
+
+__all__ = [
+    "MODELS",
+    "Backbone",
+    "BinaryResNet",
+    "BinaryVGG",
+    "LayerSummary",
+    "ModelSummary",
+    "resnet18_1w1a",
+    "resnet18_cifar_1w1a",
+    "resnet20_1w1a",
+    "resnet20_bireal_1w1a",
+    "resnet34_1w1a",
+    "summarize",
+    "vgg_small_1w1a",
+]

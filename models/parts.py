@@ -1,0 +1,134 @@
+"""The parts that are injected into a family: convolutions, shortcuts and initialisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reste import BinaryConv2d, Estimator, create_estimator
+from reste.functional import Zero
+from reste.layers import Scale
+
+Conv3x3 = Callable[[int, int, int], nn.Module]
+"""(in_channels, out_channels, stride) -> a 3x3 convolution with zero padding 1 and no bias."""
+
+Shortcut = Callable[[int, int, int], nn.Module]
+"""(in_channels, out_channels, stride) -> the path around a block."""
+
+NUMERICS: dict[str, tuple[Zero, Scale]] = {"default": ("one", "after"), "reference": ("zero", "before")}
+"""Name -> (the value of sign(0), where the weight scale enters: after the convolution or before it)."""
+
+
+def conv3x3_maker(
+    *,
+    estimator: str | None = None,
+    estimator_options: Mapping[str, Any] | None = None,
+    weight_bits: int = 1,
+    activation_bits: int = 1,
+    numerics: str = "default",
+) -> Conv3x3:
+    """A factory of 3x3 convolutions, each with estimators of its own for its weights and its input.
+
+    Args:
+        estimator: name of the gradient estimator; None means "reste".
+        estimator_options: options of that estimator.
+        weight_bits: 1 (binary) or 32 (full precision).
+        activation_bits: 1 (binary) or 32 (full precision).
+        numerics: "default", or "reference" for the arithmetic of the official code: sign(0) = 0 and the scale
+            multiplied into the weights before the convolution.
+
+    Raises:
+        ValueError: an unknown estimator, option, number of bits or numerics.
+    """
+    for side, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        if bits not in (1, 32):
+            raise ValueError(f"{side}={bits!r} is not available: use 1 (binary) or 32 (full precision)")
+    if numerics not in NUMERICS:
+        raise ValueError(f"numerics={numerics!r} is not available: use one of {', '.join(NUMERICS)}")
+    zero, scale = NUMERICS[numerics]
+    name, options = estimator or "reste", {"zero": zero, **(estimator_options or {})}
+
+    def binarizer(bits: int) -> Estimator | None:
+        return create_estimator(name, **options) if bits == 1 else None
+
+    def conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        return BinaryConv2d(
+            in_channels,
+            out_channels,
+            3,
+            stride=stride,
+            padding=1,
+            bias=False,
+            weight_estimator=binarizer(weight_bits),
+            activation_estimator=binarizer(activation_bits),
+            scale=scale,
+        )
+
+    return conv3x3
+
+
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Identity where shapes agree, else a full-precision 1x1 convolution and batch norm."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def padding_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Identity where shapes agree, else the parameter-free option A of He et al. 2015, section 4.2."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return SubsampleAndPad(out_channels - in_channels, stride)
+
+
+class SubsampleAndPad(nn.Module):
+    """Every `stride`-th pixel, with `extra` channels of zeros, half of them in front and half behind.
+
+    Shape: (B, C, H, W) -> (B, C + extra, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, extra: int, stride: int) -> None:
+        super().__init__()
+        self.front, self.behind, self.stride = extra // 2, extra - extra // 2, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.behind))
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.front}+{self.behind}, stride={self.stride}"
+
+
+# Initialisers run through `model.apply`. A layer they do not name keeps PyTorch's own initialisation.
+
+
+def he_convolutions(module: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / fan_in)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+
+
+def he_convolutions_and_linear(module: nn.Module) -> None:
+    """Convolutions and linear weights ~ N(0, 2 / fan_in)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+
+
+def vgg_normal(module: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / fan_out); linear weights ~ N(0, 0.01^2), biases 0."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
+
+
+def pytorch_default(module: nn.Module) -> None:
+    """Nothing: every layer keeps PyTorch's own initialisation."""

@@ -1,0 +1,50 @@
+"""The science: binary signs, estimators of their gradient, layers and indicators. Tensors in, tensors out."""
+
+from .estimators import Estimator, create_estimator, list_estimators, register_estimator
+from .functional import (
+    approx_curve,
+    approx_sign,
+    binary_sign,
+    identity_curve,
+    identity_sign,
+    reste_curve,
+    reste_sign,
+    reste_slope,
+    ste_curve,
+    ste_sign,
+)
+from .indicators import collect_indicators, estimating_error, gradient_instability
+from .layers import BinaryConv2d, BinaryLinear, binary_layers, get_power, set_power
+from .quantizers import weight_scale
+from .schedules import POWER_SCHEDULES, constant_power, cosine_power, linear_power, power_schedule
+
+__all__ = [
+    "POWER_SCHEDULES",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "Estimator",
+    "approx_curve",
+    "approx_sign",
+    "binary_layers",
+    "binary_sign",
+    "collect_indicators",
+    "constant_power",
+    "cosine_power",
+    "create_estimator",
+    "estimating_error",
+    "get_power",
+    "gradient_instability",
+    "identity_curve",
+    "identity_sign",
+    "linear_power",
+    "list_estimators",
+    "power_schedule",
+    "register_estimator",
+    "reste_curve",
+    "reste_sign",
+    "reste_slope",
+    "set_power",
+    "ste_curve",
+    "ste_sign",
+    "weight_scale",
+]

@@ -1,0 +1,232 @@
+"""Estimators as modules: a sign, the options it was given, and the power it is at.
+
+`Estimator` is the interface; each method is one final class around a function of `functional`. Where the
+mathematics is wanted, read there. To add a method: one function, one class with `@register_estimator`, one
+gradient twin in the tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+from .curves import require_knee, require_power, require_threshold
+from .functional import Zero, require_zero
+from .names import look_up
+
+
+class Estimator(nn.Module, ABC):
+    """Turns a tensor into +-1 and says how gradients pass.
+
+    Attributes:
+        name: the registered name.
+        has_power: whether the method has a power that a schedule drives.
+        power: 0-d float32 buffer, only where `has_power`. Write it with `reste.set_power`.
+    """
+
+    name: ClassVar[str]
+    has_power: ClassVar[bool]
+    power: Tensor
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The sign of `x` (any shape) in its dtype; its backward pass multiplies by the slope of `curve`."""
+
+    @abstractmethod
+    def curve(self, x: Tensor) -> Tensor:
+        """The surrogate at `x` (any shape) in its dtype, differentiable: what the backward pass believes."""
+
+
+E = TypeVar("E", bound=type[Estimator])
+_REGISTRY: dict[str, type[Estimator]] = {}
+
+
+def register_estimator(cls: E) -> E:
+    """Class decorator: make an estimator available under `cls.name`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if cls.name in _REGISTRY:
+        raise ValueError(f"estimator {cls.name!r} is registered already; give {cls.__name__} another name")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def list_estimators() -> list[str]:
+    """Names of all registered estimators, sorted."""
+    return sorted(_REGISTRY)
+
+
+def create_estimator(name: str, **options: Any) -> Estimator:
+    """Build a new estimator; one instance for each tensor that is binarised.
+
+    Args:
+        name: one of `list_estimators()`.
+        **options: the keyword arguments of that estimator's class.
+
+    Raises:
+        ValueError: unknown name, unknown option, or an option out of range.
+    """
+    cls = look_up(_REGISTRY, name, kind="estimator")
+    known = list(inspect.signature(cls).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"estimator {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
+    return cls(**options)
+
+
+@final
+@register_estimator
+class Reste(Estimator):
+    """ReSTE: sign forward, slope of a power function backward; see `functional.reste_sign`.
+
+        g(x) = m^((1-o)/o)          for |x| <= m
+             = |x|^((1-o)/o) / o    for m < |x| <= t
+             = 0                    for |x| > t
+
+    The power o is a 0-d float32 buffer written in place, so that one compiled graph and one CUDA graph serve
+    the whole schedule. It is not in the state dict: a schedule recomputes it from the step. Casts of the
+    module leave it alone, because 2.9843 would become 2.984375 in bfloat16.
+
+    Args:
+        threshold: t > 0.
+        knee: m, 0 < m <= t.
+        power: o >= 1 to begin with.
+        zero: value of sign(0), "one" or "zero".
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    name = "reste"
+    has_power = True
+
+    def __init__(
+        self, *, threshold: float = 1.5, knee: float = 0.1, power: float = 1.0, zero: Zero = "one"
+    ) -> None:
+        super().__init__()
+        require_knee(knee, threshold)
+        require_power(power)
+        require_zero(zero)
+        self.threshold, self.knee, self.zero = threshold, knee, zero
+        self.register_buffer("power", torch.tensor(power, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.reste_sign(x, self.power, self.threshold, self.knee, zero=self.zero)
+
+    def curve(self, x: Tensor) -> Tensor:
+        return F.reste_curve(x, self.power, self.threshold, self.knee)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, knee={self.knee}, zero={self.zero!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reste:
+        # .to(), .half() and their kin all come through here: follow to the device, keep dtype and value.
+        before = self.power
+        super()._apply(fn, recurse)
+        if before.is_meta:
+            self.power = torch.ones_like(before, device=self.power.device)
+        else:
+            self.power = before.to(self.power.device)
+        return self
+
+
+@final
+@register_estimator
+class Ste(Estimator):
+    """The clipped straight-through estimator; see `functional.ste_sign`.
+
+        g(x) = 1  for |x| <= threshold, else 0
+
+    Args:
+        threshold: > 0.
+        zero: value of sign(0), "one" or "zero".
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    name = "ste"
+    has_power = False
+
+    def __init__(self, *, threshold: float = 1.0, zero: Zero = "one") -> None:
+        super().__init__()
+        require_threshold(threshold)
+        require_zero(zero)
+        self.threshold, self.zero = threshold, zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.ste_sign(x, self.threshold, zero=self.zero)
+
+    def curve(self, x: Tensor) -> Tensor:
+        return F.ste_curve(x, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, zero={self.zero!r}"
+
+
+@final
+@register_estimator
+class Identity(Estimator):
+    """The straight-through estimator without a clip: g(x) = 1; see `functional.identity_sign`.
+
+    Args:
+        zero: value of sign(0), "one" or "zero".
+
+    Raises:
+        ValueError: `zero` is neither.
+    """
+
+    name = "identity"
+    has_power = False
+
+    def __init__(self, *, zero: Zero = "one") -> None:
+        super().__init__()
+        require_zero(zero)
+        self.zero = zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.identity_sign(x, zero=self.zero)
+
+    def curve(self, x: Tensor) -> Tensor:
+        return F.identity_curve(x)
+
+    def extra_repr(self) -> str:
+        return f"zero={self.zero!r}"
+
+
+@final
+@register_estimator
+class ApproxSign(Estimator):
+    """Bi-Real Net's ApproxSign: g(x) = 2 - 2|x| for |x| < 1, else 0; see `functional.approx_sign`.
+
+    Args:
+        zero: value of sign(0), "one" or "zero".
+
+    Raises:
+        ValueError: `zero` is neither.
+    """
+
+    name = "approx_sign"
+    has_power = False
+
+    def __init__(self, *, zero: Zero = "one") -> None:
+        super().__init__()
+        require_zero(zero)
+        self.zero = zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.approx_sign(x, zero=self.zero)
+
+    def curve(self, x: Tensor) -> Tensor:
+        return F.approx_curve(x)
+
+    def extra_repr(self) -> str:
+        return f"zero={self.zero!r}"

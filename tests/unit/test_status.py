@@ -1,0 +1,107 @@
+"""status.json: read back as written, never half-written, and honest about dead processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import DataError
+from trainer.tracking.status import Status, read_status, write_status
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def test_a_status_is_read_back_as_written(tmp_path: Path) -> None:
+    write_status(
+        tmp_path,
+        "stopped",
+        step=12,
+        total_steps=40,
+        epoch=2,
+        eta_s=3.5,
+        metrics={"val/top1": 97.5, "train/loss": float("inf")},
+        checkpoint="checkpoints/step_00000012",
+        exit_code=85,
+        error="stopped on request",
+    )
+    status = read_status(tmp_path)
+    assert status is not None
+    assert (status.state, status.step, status.total_steps, status.epoch) == ("stopped", 12, 40, 2)
+    assert (status.eta_s, status.exit_code, status.error) == (3.5, 85, "stopped on request")
+    assert status.checkpoint == "checkpoints/step_00000012"
+    assert status.metrics["val/top1"] == 97.5
+    assert math.isinf(status.metrics["train/loss"])
+    assert abs(status.time - time.time()) < 10
+
+
+def test_a_run_that_has_not_written_has_no_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+    assert read_status(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"state": "running"}', '{"state": "odd", "step": 1, "total_steps": 1, "epoch": 1}']
+)
+def test_something_else_in_its_place_is_an_error_with_a_fix(tmp_path: Path, content: str) -> None:
+    (tmp_path / "status.json").write_text(content)
+    with pytest.raises(DataError, match="delete it"):
+        read_status(tmp_path)
+
+
+def test_fields_of_a_later_version_are_ignored(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=1, total_steps=2, epoch=1)
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mood": "good"}))
+    assert read_status(tmp_path) is not None
+
+
+def test_readers_never_see_a_half_written_status(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=0, total_steps=9, epoch=1)
+    done = threading.Event()
+
+    def write() -> None:
+        for step in range(300):
+            metrics = {f"m{k}": k / 3 for k in range(step % 50)}
+            write_status(tmp_path, "running", step=step, total_steps=9, epoch=1, metrics=metrics)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert read_status(tmp_path) is not None
+    writer.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_status(tmp_path / "gone", "running", step=1, total_steps=2, epoch=1)
+    assert "cannot be written" in caplog.text
+
+
+def test_alive_means_the_process_is_there(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=1, total_steps=2, epoch=1)
+    mine = read_status(tmp_path)
+    assert mine is not None
+    assert mine.pid == os.getpid()
+    assert mine.alive()
+    assert not replace(mine, state="finished").alive()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert not replace(mine, pid=child.pid).alive()
+
+
+def test_on_another_host_a_long_silence_means_dead() -> None:
+    there = Status(state="running", step=1, total_steps=2, epoch=1, hostname="elsewhere", time=time.time())
+    assert there.alive()
+    assert not replace(there, time=time.time() - 3 * 3600).alive()

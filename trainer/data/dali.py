@@ -1,0 +1,266 @@
+"""Pixels by DALI: told which files, windows and sizes, it reads, decodes and resizes them in its own threads.
+
+Python hands over names, not bytes. Antialiased linear resize and no EXIF rotation, so that the pixels are
+those of the Pillow loader: both libraries decode JPEG with libjpeg-turbo on the CPU; resized pixels differ by
+rounding, and in the outermost line of a shrunken image by up to about 14, because DALI repeats the edge where
+Pillow leaves out what lies beyond it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.data.background import Background
+from trainer.data.batch import Batch, empty_batch, make_batch
+from trainer.data.dali_inputs import Source
+from trainer.data.faults import file_fault, one_line
+from trainer.data.geometry import GeometryKind
+from trainer.data.index import Index
+from trainer.data.order import Plan
+from trainer.data.pillow import open_rgb
+from trainer.errors import ConfigError, DataError
+
+
+class DaliLoader:
+    """Decode, crop and antialiased bilinear resize with DALI, on the CPU or on a GPU.
+
+    One pipeline serves every call of `load`; it is built at the first. A new iterator ends the one before.
+
+    Args:
+        index: the split.
+        root: data root that the index's paths are relative to.
+        image_size: side S of the result, as in the plans.
+        kind: kind of the plans' geometry.
+        max_batch: largest batch of a plan.
+        workers: DALI's threads.
+        prefetch: finished batches kept ready, beside those in the pipeline.
+        rank: named in errors.
+        device_id: GPU that decodes and resizes; None for the CPU.
+        dont_use_mmap: read files instead of mapping them, for network file systems.
+        antialias: off only to show what that does.
+
+    Raises:
+        ConfigError: DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        root: Path,
+        *,
+        image_size: int,
+        kind: GeometryKind,
+        max_batch: int,
+        workers: int = 2,
+        prefetch: int = 2,
+        rank: int = 0,
+        device_id: int | None = None,
+        dont_use_mmap: bool = False,
+        antialias: bool = True,
+    ) -> None:
+        _import_dali()
+        self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, antialias)
+        self._index = index
+        self._root = Path(root).absolute()
+        self._max_batch = max(max_batch, 1)
+        self._prefetch = prefetch
+        self._rank = rank
+        self._source = Source(index, self._root, kind)
+        self._pipeline: Any = None
+        self._current: weakref.ref[Background[Batch]] | None = None
+
+    def load(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        """Batches of `plans`, in order, made ahead from this call on."""
+        self._end_current()
+        batches = Background(self._produce(plans), depth=self._prefetch, name="dali-loader")
+        self._current = weakref.ref(batches)
+        return batches if self._recipe.device_id is None else _for_current_stream(batches)
+
+    def close(self) -> None:
+        """Stop the threads and free the pipeline; a later `load` would build another."""
+        self._end_current()
+        self._pipeline = None
+
+    def _end_current(self) -> None:
+        batches = self._current() if self._current else None
+        if batches is not None:
+            batches.close()
+
+    def _produce(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        if self._pipeline is None:
+            self._pipeline = self._recipe.build(self._source, self._max_batch, depth=2)
+        source, to_torch = self._source, self._recipe.to_torch
+        source.begin(plans)
+        try:
+            while (output := self._run()) is not None:
+                yield from map(empty_batch, source.take_empty())
+                yield make_batch(source.pending.popleft(), to_torch(output))
+            yield from map(empty_batch, source.take_empty())
+            if source.error is not None:
+                raise source.error
+        finally:
+            self._rewind()
+
+    def _run(self) -> Any:
+        """The next output of the pipeline, or None at the end of the plans."""
+        try:
+            return self._pipeline.run()[0]
+        except StopIteration:
+            return None
+        except Exception as error:  # DALI raises several kinds; its pipeline is unusable after each
+            self._pipeline = None
+            raise self._name_culprit(error) from error
+
+    def _rewind(self) -> None:
+        """Let what is still in the pipeline run out, so that it can be begun again."""
+        self._source.begin(())
+        while self._pipeline is not None:
+            try:
+                self._pipeline.run()
+            except StopIteration:
+                self._pipeline.reset()
+                return
+            except Exception:  # a bad file in a batch that nobody wants any more
+                self._pipeline = None
+
+    def _name_culprit(self, error: Exception) -> DataError:
+        """Run the samples in flight one at a time until one fails."""
+        pending = list(self._source.pending)
+        alone = Source(self._index, self._root, self._recipe.kind, one_by_one=True)
+        alone.begin(pending)
+        pipeline = self._recipe.build(alone, 1, depth=1)
+        for sample in (int(sample) for plan in pending for sample in plan.ids):
+            try:
+                pipeline.run()
+            except Exception as cause:
+                reason = self._reason(sample, cause)
+                return file_fault(self._index, self._root, sample, rank=self._rank, reason=reason)
+        return DataError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
+
+    def _reason(self, sample: int, cause: Exception) -> str:
+        try:
+            open_rgb(self._index, self._root, sample)
+        except Exception as second:
+            return f"{_gist(cause)} (DALI); {one_line(second)} (Pillow)"
+        return f"{_gist(cause)} (DALI)"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    size: int
+    kind: GeometryKind
+    workers: int
+    device_id: int | None
+    dont_use_mmap: bool
+    antialias: bool
+
+    def build(self, source: Source, max_batch: int, *, depth: int) -> Any:
+        dali = _import_dali()
+        pipeline = dali.Pipeline(
+            batch_size=max_batch,
+            num_threads=self.workers,
+            device_id=self.device_id,
+            prefetch_queue_depth=depth,
+            exec_dynamic=True,
+        )
+        with pipeline:
+            pipeline.set_outputs(self._window(source) if self.kind == "window" else self._resize(source))
+        pipeline.build()
+        return pipeline
+
+    def _window(self, source: Source) -> Any:
+        fn, types, names, start, shape = self._inputs(source, np.int32)
+        image = fn.decoders.image_slice(
+            fn.io.file.read(names, dont_use_mmap=self.dont_use_mmap),
+            start=start,
+            shape=shape,
+            axes=[0, 1],
+            output_type=types.RGB,
+            adjust_orientation=False,
+            device=self._decoder,
+        )
+        return self._scaled(image, [self.size, self.size])
+
+    def _resize(self, source: Source) -> Any:
+        fn, types, names, size, start = self._inputs(source, np.float32)
+        image = fn.decoders.image(
+            fn.io.file.read(names, dont_use_mmap=self.dont_use_mmap),
+            output_type=types.RGB,
+            adjust_orientation=False,
+            device=self._decoder,
+        )
+        shape = [self.size, self.size]
+        return fn.slice(
+            self._scaled(image, size),
+            start=start,
+            shape=shape,
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
+
+    @property
+    def _decoder(self) -> str:
+        return "cpu" if self.device_id is None else "mixed"
+
+    def _scaled(self, image: Any, size: Any) -> Any:
+        dali = _import_dali()
+        return dali.fn.resize(
+            image, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=self.antialias
+        )
+
+    def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
+        dali = _import_dali()
+        number = dali.types.INT32 if first is np.int32 else dali.types.FLOAT
+        inputs = dali.fn.external_source(
+            source=source,
+            num_outputs=3,
+            dtype=[dali.types.UINT8, number, dali.types.INT32],
+            ndim=[1, 1, 1],
+        )
+        return dali.fn, dali.types, *inputs
+
+    def to_torch(self, output: Any) -> torch.Tensor:
+        """The batch as a tensor; on the CPU it is DALI's own memory, which lives as long as the tensor."""
+        tensor = torch.from_dlpack(output.as_tensor())
+        if self.device_id is None:
+            return tensor
+        # A GPU buffer goes back to DALI when the tensor dies, while kernels may still be reading it: copy it.
+        with torch.cuda.stream(torch.cuda.Stream(self.device_id)) as stream:
+            copy = tensor.clone()
+            stream.synchronize()
+        return copy
+
+
+def _for_current_stream(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Tell the allocator which stream reads the images, since another one made them."""
+    for batch in batches:
+        if batch.images.is_cuda:
+            batch.images.record_stream(torch.cuda.current_stream(batch.images.device))
+        yield batch
+
+
+def _gist(error: Exception) -> str:
+    """What a DALI error says, without its context."""
+    text = str(error).split("encountered:")[-1]
+    for noise in ("C++ context", "Current pipeline object"):
+        text = text.split(noise)[0]
+    return " ".join(text.split()).rstrip(" :") or type(error).__name__
+
+
+def _import_dali() -> Any:
+    try:
+        import nvidia.dali as dali
+    except ImportError as error:
+        raise ConfigError(
+            f"data.loader=dali needs DALI, which cannot be imported ({one_line(error)}): "
+            "install nvidia-dali-cuda130 or set data.loader=torchvision"
+        ) from error
+    return dali

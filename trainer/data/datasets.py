@@ -1,0 +1,156 @@
+"""From the configuration to the two splits and their loaders."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config import Config
+from trainer.data.batch import Loader
+from trainer.data.index import Index, load_index
+from trainer.data.order import Augment, EvalOrder, TrainOrder, train_kind
+from trainer.data.synthetic import SyntheticLoader, synthetic_index
+from trainer.distributed.environment import Environment
+from trainer.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The training and the validation split, which share their classes."""
+
+    train: Index
+    val: Index
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        return self.train.classes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over both splits."""
+        return hashlib.sha256(f"{self.train.digest}{self.val.digest}".encode()).hexdigest()
+
+
+def open_datasets(config: Config) -> Datasets:
+    """Read the indices of both splits, or make synthetic ones.
+
+    Raises:
+        DataError: the data has not been prepared, is damaged, or is not what `data.expect` says.
+    """
+    if config.data.loader == "synthetic":
+        made, size = config.data.synthetic, config.data.image_size
+        train, val = (
+            synthetic_index(made.samples, classes=made.classes, size=size, split=split)
+            for split in ("train", "val")
+        )
+    else:
+        root = Path(config.data.root)
+        train, val = load_index(root, "train"), load_index(root, "val")
+    if train.classes != val.classes:
+        raise DataError(
+            f"train and val in {config.data.root} have different classes: run reste prepare folder again"
+        )
+    _check_expected(config, train, val)
+    return Datasets(train, val)
+
+
+def open_validation(config: Config) -> Index:
+    """The validation split alone.
+
+    Raises:
+        DataError: the data has not been prepared or is damaged.
+    """
+    return _open_split(config, "val")
+
+
+def _open_split(config: Config, split: str) -> Index:
+    if config.data.loader != "synthetic":
+        return load_index(Path(config.data.root), split)
+    made = config.data.synthetic
+    return synthetic_index(made.samples, classes=made.classes, size=config.data.image_size, split=split)
+
+
+def _check_expected(config: Config, train: Index, val: Index) -> None:
+    expect = config.data.expect
+    for what, wanted, found in (
+        ("training images", expect.train, len(train)),
+        ("validation images", expect.val, len(val)),
+        ("classes", expect.classes, len(train.classes)),
+    ):
+        if wanted is not None and wanted != found:
+            raise DataError(
+                f"{config.data.root} holds {found} {what}, data.expect says {wanted}: complete the data, or set data.expect"
+            )
+
+
+def augment(config: Config) -> Augment:
+    """The crops and flips of the configuration."""
+    given = config.augment
+    return Augment(
+        image_size=config.data.image_size,
+        crop=given.crop,
+        scale=given.scale,
+        ratio=given.ratio,
+        pad=given.pad,
+        flip=given.flip,
+        eval_resize=config.eval_resize,
+    )
+
+
+def check_batch(config: Config, samples: int) -> None:
+    """Refuse a batch that the training set cannot fill.
+
+    Raises:
+        ConfigError: naming the value to change.
+    """
+    size = config.train.batch_size
+    if size > samples:
+        raise ConfigError(f"train.batch_size={size} is larger than the training set of {samples} images: lower it")
+
+
+def create_loader(
+    config: Config, order: TrainOrder | EvalOrder, environment: Environment, device: torch.device
+) -> Loader:
+    """The configured loader for one order.
+
+    Raises:
+        ConfigError: the loader's library is not installed.
+    """
+    data = config.data
+    if data.loader == "synthetic":
+        return SyntheticLoader(data.image_size)
+    root = Path(data.root)
+    kind = train_kind(order.augment) if isinstance(order, TrainOrder) else "resize"
+    # The largest slice of a rank: batches are cut as evenly as can be.
+    max_batch = -(-order.batch_size // order.world)
+    if data.loader == "torchvision":
+        from trainer.data.torchvision import TorchvisionLoader
+
+        return TorchvisionLoader(
+            order.index,
+            root,
+            image_size=data.image_size,
+            kind=kind,
+            max_batch=max_batch,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            rank=environment.rank,
+        )
+    from trainer.data.dali import DaliLoader
+
+    return DaliLoader(
+        order.index,
+        root,
+        image_size=data.image_size,
+        kind=kind,
+        max_batch=max_batch,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        rank=environment.rank,
+        device_id=device.index if device.type == "cuda" else None,
+        dont_use_mmap=data.dont_use_mmap,
+    )

@@ -1,0 +1,42 @@
+"""Naming the file that ended a run."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from trainer.data.index import Index
+from trainer.errors import DataError
+
+
+def file_fault(index: Index, root: Path, sample: int, *, rank: int, reason: str) -> DataError:
+    """The error for a file that could not be turned into pixels, with what to do about it.
+
+    Args:
+        index: the split.
+        root: data root.
+        sample: sample id.
+        rank: the rank that read it.
+        reason: what the decoder said, in one line.
+    """
+    path = root / index.paths[sample]
+    return DataError(
+        f"{path} (sample {sample} of {index.split}, rank {rank}) cannot be used: {reason}; "
+        f"{_what_changed(index, path, sample)}"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _what_changed(index: Index, path: Path, sample: int) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return "is the data folder mounted here, as it was when it was indexed?"
+    again = "run `reste prepare folder` again, with --skip-bad to leave it out"
+    if len(content) != index.bytes[sample] or zlib.crc32(content) != index.crc32[sample]:
+        return f"its content changed since it was indexed: restore it or {again}"
+    return f"its content is what was indexed: {again}"

@@ -1,0 +1,240 @@
+"""The index of a data set: every image's path, label, size, length and checksum, from `reste prepare`.
+
+Files: `ROOT/index/<split>.npz` (arrays, no pickles) and `ROOT/index/index.json` (classes, digests, odd and
+left-out files). The JSON file is written last and names the digest of every split, so that a half-made index
+is never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import DataError
+
+INDEX_VERSION = 1
+_LISTED = 1000
+_COLUMNS = ("labels", "heights", "widths", "bytes", "crc32")
+
+
+class Paths(Sequence[str]):
+    """A million path names in two arrays instead of a million objects.
+
+    Attributes:
+        blob: all names in UTF-8, one after the other.
+        offsets: int64 (N + 1,) where each name begins in the blob.
+    """
+
+    def __init__(self, blob: bytes, offsets: npt.NDArray[np.int64]) -> None:
+        self.blob = blob
+        self.offsets = offsets
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Paths:
+        """Pack names given as strings."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        lengths = np.fromiter((len(name) for name in encoded), dtype=np.int64, count=len(encoded))
+        return cls(b"".join(encoded), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
+    def encoded(self, which: int) -> bytes:
+        """The name as UTF-8 bytes."""
+        return self.blob[self.offsets[which] : self.offsets[which + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[str]: ...
+    def __getitem__(self, which: int | slice) -> str | list[str]:
+        if isinstance(which, slice):
+            return [self[i] for i in range(*which.indices(len(self)))]
+        if not -len(self) <= which < len(self):
+            raise IndexError(which)
+        return self.encoded(which % len(self)).decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """One split of a data set of N images; a sample's id is its position here.
+
+    Attributes:
+        split: "train" or "val".
+        paths: N names relative to the data root, with "/" between the parts.
+        labels: int64 (N,) positions in `classes`.
+        heights, widths: int32 (N,) pixels, as stored (EXIF rotation not applied).
+        bytes: int64 (N,) file lengths.
+        crc32: uint32 (N,) checksum of each file.
+        classes: class names in label order.
+    """
+
+    split: str
+    paths: Paths
+    labels: npt.NDArray[np.int64]
+    heights: npt.NDArray[np.int32]
+    widths: npt.NDArray[np.int32]
+    bytes: npt.NDArray[np.int64]
+    crc32: npt.NDArray[np.uint32]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything above; equal indexes, and only those, have equal digests."""
+        digest = hashlib.sha256(json.dumps([self.split, self.classes]).encode())
+        digest.update(self.paths.offsets.astype("<i8").tobytes())
+        digest.update(self.paths.blob)
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class OddFile:
+    """A file worth knowing of: usable but unusual, or left out.
+
+    Attributes:
+        path: name relative to the data root.
+        what: what is odd about it, in words.
+    """
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `index.json` says about a data set.
+
+    Attributes:
+        classes: class names in label order.
+        samples: number of images of each split.
+        digests: digest of each split's index.
+        odd: usable but unusual files, the first thousand of each kind.
+        odd_counts: how many files there are of each kind.
+        quarantined: files left out because they cannot be decoded.
+    """
+
+    classes: list[str]
+    samples: dict[str, int]
+    digests: dict[str, str]
+    odd: list[OddFile] = field(default_factory=list)
+    odd_counts: dict[str, int] = field(default_factory=dict)
+    quarantined: list[OddFile] = field(default_factory=list)
+
+
+def index_folder(root: Path) -> Path:
+    """Where the index of the data set at `root` lives."""
+    return root / "index"
+
+
+def save_indexes(
+    root: Path, indexes: Sequence[Index], *, odd: Sequence[OddFile] = (), quarantined: Sequence[OddFile] = ()
+) -> Summary:
+    """Write the index of a whole data set, each file whole or not at all, `index.json` last."""
+    folder = index_folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in indexes:
+        arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
+        arrays["path_blob"] = np.frombuffer(index.paths.blob, dtype=np.uint8)
+        arrays["path_offsets"] = index.paths.offsets
+        write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays))
+    summary = Summary(
+        classes=indexes[0].classes,
+        samples={index.split: len(index) for index in indexes},
+        digests={index.split: index.digest for index in indexes},
+        odd=_first_of_each_kind(odd),
+        odd_counts=dict(Counter(file.what for file in odd)),
+        quarantined=list(quarantined),
+    )
+    text = json.dumps({"version": INDEX_VERSION, **asdict(summary)}, indent=1) + "\n"
+    write_atomically(folder / "index.json", lambda file: file.write(text.encode()))
+    return summary
+
+
+def _first_of_each_kind(odd: Sequence[OddFile]) -> list[OddFile]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for file in odd:
+        seen[file.what] += 1
+        if seen[file.what] <= _LISTED:
+            kept.append(file)
+    return kept
+
+
+def load_summary(root: Path) -> Summary:
+    """Read `index.json`.
+
+    Raises:
+        DataError: there is no data set, no index, or one this version cannot read.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"data root {root} does not exist: set data.root to the folder with train/ and val/")
+    fix = f"run: reste prepare folder {root}"
+    try:
+        found = json.loads((index_folder(root) / "index.json").read_text())
+        version = found.pop("version")
+        if version != INDEX_VERSION:
+            raise DataError(f"the index of {root} has version {version}, wanted {INDEX_VERSION}: {fix}")
+        found["odd"] = [OddFile(**odd) for odd in found["odd"]]
+        found["quarantined"] = [OddFile(**odd) for odd in found["quarantined"]]
+        return Summary(**found)
+    except FileNotFoundError:
+        raise DataError(f"{root} has no index: {fix}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"the index of {root} cannot be read ({type(error).__name__}): {fix}") from error
+
+
+def load_index(root: Path, split: str) -> Index:
+    """Read and verify the index of one split.
+
+    Raises:
+        DataError: missing, damaged, half made, or without that split; the message says what to run.
+    """
+    root = Path(root)
+    summary = load_summary(root)
+    fix = f"run: reste prepare folder {root}"
+    if split not in summary.digests:
+        raise DataError(f"{root} has no split {split!r}, only {', '.join(summary.digests)}: {fix}")
+    try:
+        file = index_folder(root) / f"{split}.npz"
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            paths = Paths(arrays["path_blob"].tobytes(), arrays["path_offsets"])
+            columns = {name: arrays[name] for name in _COLUMNS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"the {split} index of {root} cannot be read ({type(error).__name__}): {fix}"
+        ) from error
+    index = Index(split=split, paths=paths, classes=summary.classes, **columns)
+    if index.digest != summary.digests[split]:
+        raise DataError(f"the {split} index of {root} does not have the digest recorded for it: {fix}")
+    return index
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, fsync it, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""The DDP engine: one process per device, gradients averaged by torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.distributed import collectives
+from trainer.pixels import AUTOCAST
+
+Precision = Literal["fp64", "fp32", "bf16", "fp16"]
+BUCKET_MB = 10
+
+
+class _CompiledWhereFull(nn.Module):
+    """The compiled model for the one full micro-batch shape, the plain model for an epoch's smaller last batch.
+
+    A second shape would mean a second compilation, which costs more than the few steps that it serves.
+    """
+
+    def __init__(self, model: nn.Module, full_batch: int) -> None:
+        super().__init__()
+        self.model = model
+        self.full_batch = full_batch
+        self.compiled = torch.compile(model, dynamic=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[0] == self.full_batch:
+            return self.compiled(images)
+        return self.model(images)
+
+
+def _no_buffer_broadcast() -> dict[str, bool]:
+    """Leave batch statistics to batch norm; torch 2.14 has renamed the switch."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+class DdpEngine:
+    """Forward, backward and update through DistributedDataParallel; without it in a world of one.
+
+    Args:
+        model: on its device, batch norms already converted.
+        optimizer: over all trainable parameters of `model`.
+        precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast with float32 weights; fp16 scales the loss.
+        clip_norm: largest gradient norm, or None.
+        compile_for: this rank's full micro-batch size to compile for, or None for eager.
+        device: the rank's device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: Precision,
+        clip_norm: float | None,
+        compile_for: int | None,
+        device: torch.device,
+    ) -> None:
+        self.module = model
+        self._optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._device = device
+        self._autocast = AUTOCAST.get(precision)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._fused = bool(optimizer.defaults.get("fused"))
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._forward: nn.Module = model if compile_for is None else _CompiledWhereFull(model, compile_for)
+        self._ddp: DistributedDataParallel | None = None
+        if collectives.world_size() > 1:
+            self._ddp = DistributedDataParallel(
+                self._forward,
+                device_ids=[device] if device.type == "cuda" else None,
+                **_no_buffer_broadcast(),
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=BUCKET_MB,
+            )
+            self._forward = self._ddp
+
+    def settle(self, images: torch.Tensor) -> None:
+        """Run one forward and backward that leave no trace, so that what DDP and the compiler decide once is decided.
+
+        DDP lays its gradient buckets out anew after the first backward. With three or more ranks the layout decides the order
+        of additions, so a run resumed at step k would otherwise round its first step differently from the uninterrupted one.
+
+        Args:
+            images: a full micro-batch, (B, C, H, W), any values.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        for _ in range(2 if self._ddp else 1):
+            with self.accumulate(last=True):
+                # Times zero would not do: a non-finite activation of random weights would leave NaN in fp16's scaler.
+                self.forward(images).float().mean().backward()
+            self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(buffers[name])
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """See `Engine.accumulate`."""
+        with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
+            yield
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """See `Engine.forward`."""
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            return self._forward(images)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Engine.backward`."""
+        self._scaler.scale(loss).backward()
+
+    def finish_gradients(self) -> torch.Tensor:
+        """See `Engine.finish_gradients`. With fp16, an overflow that the scaler will answer gives norm 0."""
+        self._scaler.unscale_(self._optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
+        return norm.nan_to_num(0.0, 0.0, 0.0) if self._scaler.is_enabled() else norm
+
+    def step(self, *, lr: float, blocked: torch.Tensor) -> None:
+        """See `Engine.step`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self._scaler.is_enabled():
+            if not blocked.item():
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+        elif self._fused:
+            # torch's fused kernels skip the update where this holds 1, so the host need not wait to know.
+            self._optimizer.found_inf = blocked  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif not blocked.item():
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def equalise_buffers(self) -> None:
+        """See `Engine.equalise_buffers`."""
+        world = collectives.world_size()
+        for module in self.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None:
+                        collectives.all_reduce_(statistic)
+                        statistic /= world
+
+    def state(self) -> dict[str, Any]:
+        """See `Engine.state`."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Engine.load_state`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,196 @@
+"""Rank 0's account of a run: journal, MLflow, progress, status. On the other ranks the same object says nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.tracking.files import write_json
+from trainer.tracking.journal import Journal
+from trainer.tracking.manifest import build_manifest, write_manifest
+from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
+from trainer.tracking.progress import Progress
+from trainer.tracking.status import State, write_status
+from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags
+
+
+class Recorder:
+    """Writes what the loop reports.
+
+    Args:
+        directory: the run's folder.
+        enabled: False on every rank but 0.
+        total_steps: where the run ends.
+        steps_per_epoch: steps in one epoch.
+        print_s: seconds between progress lines, and between updates of status.json.
+    """
+
+    def __init__(
+        self, directory: Path, *, enabled: bool, total_steps: int, steps_per_epoch: int, print_s: float
+    ) -> None:
+        self.directory = directory
+        self.enabled = enabled
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._print_s = print_s
+        self._journal = Journal(directory / "journal.jsonl" if enabled else None)
+        self._progress = Progress(
+            total_steps, epochs=-(-total_steps // steps_per_epoch), enabled=enabled, interval_s=print_s
+        )
+        self._sender: MlflowSender | None = None
+        self._metrics: dict[str, float] = {}
+        self._checkpoint: str | None = None
+        self._step = 0
+        self._status_at = 0.0
+        self._closed = False
+
+    def begin(
+        self,
+        config_yaml: str,
+        about: Mapping[str, Any],
+        *,
+        seed: int,
+        step: int,
+        journal_offset: int,
+        resumed_from: Path | None,
+    ) -> None:
+        """Cut the journal where the resumed state ends, write configuration and manifest, say that the run has begun."""
+        self._step = step
+        if not self.enabled:
+            return
+        lost = self._journal.cut(journal_offset)
+        if lost is not None:
+            self._progress.note(
+                f"metrics after step {step} are made again; the old ones are kept in {lost.name}"
+            )
+        (self.directory / "result.json").unlink(missing_ok=True)
+        (self.directory / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        manifest = build_manifest(
+            seed=seed,
+            config_digest=about["config_digest"],
+            data_digest=about["data_digest"],
+            world_size=about["world_size"],
+        )
+        write_manifest(self.directory, manifest)
+        self._checkpoint = None if resumed_from is None else f"checkpoints/{resumed_from.name}"
+        if resumed_from is None:
+            self._journal.event("started", step=step)
+        else:
+            self._journal.event("resumed", step=step, fields={"from": self._checkpoint})
+        self._write_status("running")
+
+    def track(self, uri: str | None, experiment: str) -> None:
+        """Let MLflow follow the journal; returns at once."""
+        if not self.enabled:
+            return
+        config = yaml.safe_load((self.directory / "config.yaml").read_text(encoding="utf-8"))
+        manifest = yaml.safe_load((self.directory / "manifest.json").read_text(encoding="utf-8"))
+        self._sender = MlflowSender(
+            self.directory / "journal.jsonl",
+            run_dir=self.directory,
+            uri=uri,
+            experiment=experiment,
+            run_name=self.directory.name,
+            params=flatten(config),
+            tags=manifest_tags(manifest),
+            artifacts=[self.directory / name for name in ARTIFACTS],
+        )
+        self._sender.start()
+
+    @property
+    def mlflow_command(self) -> str | None:
+        """What to type to see the run in MLflow."""
+        return None if self._sender is None else self._sender.command
+
+    def note(self, text: str) -> None:
+        """Say something to the user, on rank 0."""
+        self._progress.note(text)
+
+    def tick(self, step: int) -> None:
+        """A step is done."""
+        self._step = step
+        self._progress.update(step, epoch=self._epoch())
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Journal metrics under their names; show the training ones, and refresh status.json now and then."""
+        if not self.enabled:
+            return
+        self._journal.write(values, step=step)
+        self._metrics |= {name: value for name, value in values.items() if not name.startswith("indicator/")}
+        self._progress.update(
+            step,
+            epoch=self._epoch(),
+            loss=values.get("train/loss"),
+            top1=values.get("train/top1"),
+            images_per_s=values.get("perf/images_per_s"),
+            data_wait=values.get("perf/data_wait"),
+        )
+        if "val/top1" in values:
+            self._progress.note(
+                f"epoch {self._epoch()}  step {step}  val top-1 {values['val/top1']:.2f} %  "
+                f"top-5 {values['val/top5']:.2f} %  loss {values['val/loss']:.4f}"
+            )
+        if time.monotonic() - self._status_at > self._print_s:
+            self._write_status("running")
+
+    def offset(self) -> int:
+        """Bytes of the journal so far, on the disk; a checkpoint records them."""
+        self._journal.sync()
+        return self._journal.offset()
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint is complete."""
+        self._checkpoint = f"checkpoints/{path.name}"
+        self._write_status("running")
+
+    def close(self, state: State, *, exit_code: int, reason: str | None = None, result: Any = None) -> None:
+        """The run has ended: write its result and status, let MLflow catch up for a bounded time."""
+        if self._closed:
+            return
+        self._closed = True
+        self._progress.finish()
+        if not self.enabled:
+            return
+        if result is not None:
+            write_json(self.directory / "result.json", result)
+        self._write_status(state, exit_code=exit_code, error=reason)
+        self._journal.close()
+        if self._sender is not None:
+            ends: dict[str, EndStatus] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+            self._sender.close(ends[state])
+
+    def abandon(self) -> None:
+        """The run ends by an error that is reported elsewhere; does nothing after `close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._progress.finish()
+        self._journal.close()
+        if self._sender is not None:
+            self._sender.close("FAILED", timeout_s=10.0)
+
+    def _epoch(self) -> int:
+        return min(
+            -(-max(self._step, 1) // self._steps_per_epoch), -(-self._total_steps // self._steps_per_epoch)
+        )
+
+    def _write_status(self, state: State, *, exit_code: int | None = None, error: str | None = None) -> None:
+        if not self.enabled:
+            return
+        self._status_at = time.monotonic()
+        write_status(
+            self.directory,
+            state,
+            step=self._step,
+            total_steps=self._total_steps,
+            epoch=self._epoch(),
+            eta_s=self._progress.eta_s,
+            metrics=self._metrics,
+            checkpoint=self._checkpoint,
+            exit_code=exit_code,
+            error=error,
+        )
