@@ -18,9 +18,7 @@ app = typer.Typer(
     help="Train binary neural networks on ImageNet with the ReSTE estimator, on one device or many.",
     epilog="First steps: `reste prepare digits data/digits`, then `reste train configs/quickstart.yaml --nproc 2`.",
 )
-prepare_app = typer.Typer(
-    no_args_is_help=True, help="Make a data set ready: verify every image, write the index."
-)
+prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: verify every image, write the index.")
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(track_app, name="track")
@@ -33,9 +31,7 @@ Overrides = Annotated[
 ]
 Nproc = Annotated[
     int | None,
-    typer.Option(
-        "--nproc", min=1, help="Ranks to start on this machine; all GPUs by default, one process on a CPU."
-    ),
+    typer.Option("--nproc", min=1, help="Ranks to start on this machine; all GPUs by default, one process on a CPU."),
 ]
 
 
@@ -45,16 +41,14 @@ def train(
     overrides: Overrides = None,
     nproc: Nproc = None,
     engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
 ) -> None:
     """Train as a configuration says; going on where an earlier start of the same run was interrupted.
 
     Under torchrun, srun or deepspeed this process *is* a rank; otherwise it starts the ranks of this machine.
 
-    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 85 stopped on request with a checkpoint
-    saved.
+    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 85 stopped on request with a
+    checkpoint saved.
 
     Examples: `reste train configs/quickstart.yaml --nproc 2`, `reste train configs/imagenet/resnet18_reste.yaml
     data.root=/data/imagenet --dry-run`, `torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml`.
@@ -74,13 +68,9 @@ def train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")],
     data: Annotated[Path | None, typer.Option("--data", help="Data root; the run's own by default.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Global batch size; changes nothing but speed.")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Global batch size; changes nothing but speed.")] = None,
     loader: Annotated[str | None, typer.Option(help="dali or torchvision; the run's own by default.")] = None,
-    weights: Annotated[
-        str, typer.Option(help="auto (the moving average if there is one), model or ema.")
-    ] = "auto",
+    weights: Annotated[str, typer.Option(help="auto (the moving average if there is one), model or ema.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
 ) -> None:
@@ -96,9 +86,7 @@ def evaluate(
 
 @app.command()
 def summary(
-    model: Annotated[
-        str | None, typer.Argument(help="A model name, e.g. resnet18_1w1a.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="A model name, e.g. resnet18_1w1a.", show_default=False)] = None,
     weight_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,
     activation_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,
     num_classes: Annotated[int | None, typer.Option(help="The model's own by default.")] = None,
@@ -140,19 +128,13 @@ def prepare_digits_command(
 
 @prepare_app.command("folder")
 def prepare_folder_command(
-    root: Annotated[
-        Path, typer.Argument(help="Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG (or a flat val/).")
-    ],
+    root: Annotated[Path, typer.Argument(help="Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG (or a flat val/).")],
     val_labels: Annotated[
         Path | None,
         typer.Option(help="For a flat val/: lines `name label`, or Kaggle's csv. Found by itself in ROOT."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable images out and list them.")
-    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and list them.")] = False,
 ) -> None:
     """Verify every image of a folder tree and write its index, in place; goes on where it was interrupted."""
     from launch import prepare

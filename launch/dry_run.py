@@ -47,11 +47,7 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     rows.append(("batch norm", _batchnorm(config, world)))
     if train:
         datasets.check_batch(config, train)
-        steps = (
-            train // config.train.batch_size
-            if config.train.drop_last
-            else -(-train // config.train.batch_size)
-        )
+        steps = train // config.train.batch_size if config.train.drop_last else -(-train // config.train.batch_size)
         plan = make_plan(config, steps, torch.device("cpu"))
         rows += [("steps", _steps(plan, config)), *_schedules(config, plan)]
     device = f"{torch.cuda.device_count()} GPUs here" if torch.cuda.is_available() else "CPU (no GPU here)"
@@ -66,9 +62,7 @@ def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
     try:
         data = datasets.open_datasets(config)
     except DataError as error:
-        known = (
-            f"{expect.train} training and {expect.val} validation images" if expect.train else "sizes unknown"
-        )
+        known = f"{expect.train} training and {expect.val} validation images" if expect.train else "sizes unknown"
         return expect.train, expect.val, expect.classes, f"not there yet ({error}); data.expect: {known}"
     sizes = len(data.train), len(data.val), len(data.classes)
     where = "synthetic" if config.data.loader == "synthetic" else config.data.root
@@ -79,7 +73,8 @@ def _model(config: Config, classes: int | None) -> str:
     count = config.model.num_classes or classes or 1000
     found = summarize(instantiate(config.model, config.estimator, count), config.data.image_size)
     return (
-        f"{config.model.name} ({config.model.weight_bits}W{config.model.activation_bits}A, {config.model.numerics} numerics), "
+        f"{config.model.name} ({config.model.weight_bits}W{config.model.activation_bits}A, "
+        f"{config.model.numerics} numerics), "
         f"{count} classes, {found.parameters:,} parameters, {found.binary_parameters:,} of one bit, "
         f"estimator {config.estimator.name}"
     )
@@ -103,7 +98,8 @@ def _batchnorm(config: Config, world: int) -> str:
 
 def _steps(plan: Plan, config: Config) -> str:
     return (
-        f"{plan.end_step} ({config.train.epochs} epochs of {plan.steps_per_epoch}); log every {plan.log_every}, indicators every "
+        f"{plan.end_step} ({config.train.epochs} epochs of {plan.steps_per_epoch}); log every "
+        f"{plan.log_every}, indicators every "
         f"{plan.indicators_every}, evaluate every {plan.eval_every}, checkpoint every {plan.checkpoint_every}"
     )
 

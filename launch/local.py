@@ -69,9 +69,7 @@ def evaluate(
     def rank() -> int:
         from trainer.evaluate_checkpoint import run_rank
 
-        return run_rank(
-            checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=as_json
-        )
+        return run_rank(checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=as_json)
 
     return _start(rank, nproc, None)
 

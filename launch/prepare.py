@@ -30,9 +30,7 @@ def folder(root: Path, *, val_labels: Path | None, workers: int | None, skip_bad
     from trainer.data.prepare.folder import prepare_folder
 
     with progress("checking images") as advance:
-        summary = prepare_folder(
-            root, val_labels=val_labels, workers=workers, skip_bad=skip_bad, progress=advance
-        )
+        summary = prepare_folder(root, val_labels=val_labels, workers=workers, skip_bad=skip_bad, progress=advance)
     report(root, summary)
 
 

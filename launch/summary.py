@@ -41,14 +41,10 @@ def print_summary(
     """
     if name not in models.MODELS:
         near = difflib.get_close_matches(name, models.MODELS, n=3, cutoff=0.3)
-        raise ConfigError(
-            f"there is no binary model {name!r}; did you mean {' or '.join(near or models.MODELS)}?"
-        )
+        raise ConfigError(f"there is no binary model {name!r}; did you mean {' or '.join(near or models.MODELS)}?")
     if {weight_bits, activation_bits} - {1, 32}:
         raise ConfigError("bits are 1 or 32")
-    model = timm.create_model(
-        name, weight_bits=weight_bits, activation_bits=activation_bits, num_classes=num_classes
-    )
+    model = timm.create_model(name, weight_bits=weight_bits, activation_bits=activation_bits, num_classes=num_classes)
     size = image_size or model.default_cfg["input_size"][-1]
     found = summarize(model, size)
     console = Console()

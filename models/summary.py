@@ -109,9 +109,7 @@ def summarize(model: nn.Module, image_size: int, in_chans: int = 3) -> ModelSumm
     """
     twin = copy.deepcopy(model).to("meta").eval()
     layers = {name: m for name, m in twin.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    image = torch.empty(
-        1, in_chans, image_size, image_size, device="meta", dtype=next(twin.parameters()).dtype
-    )
+    image = torch.empty(1, in_chans, image_size, image_size, device="meta", dtype=next(twin.parameters()).dtype)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in layers.items():
         layer.register_forward_hook(_recorder(shapes, name))

@@ -108,9 +108,7 @@ class Reste(Estimator):
     name = "reste"
     has_power = True
 
-    def __init__(
-        self, *, threshold: float = 1.5, knee: float = 0.1, power: float = 1.0, zero: Zero = "one"
-    ) -> None:
+    def __init__(self, *, threshold: float = 1.5, knee: float = 0.1, power: float = 1.0, zero: Zero = "one") -> None:
         super().__init__()
         require_knee(knee, threshold)
         require_power(power)

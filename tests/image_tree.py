@@ -1,4 +1,4 @@
-"""Small data sets of JPEG files cut from scikit-learn's two photographs, as ImageNet's files are: all sizes and qualities."""
+"""Small data sets of JPEG files of all sizes and qualities, cut from scikit-learn's two photographs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def photo(number: int, *, size: tuple[int, int] | None = None) -> Image.Image:
     return source.crop((left, top, left + width, top + height))
 
 
-def save_jpeg(
-    image: Image.Image, path: Path, *, quality: int = 90, subsampling: int = 2, **options: object
-) -> Path:
+def save_jpeg(image: Image.Image, path: Path, *, quality: int = 90, subsampling: int = 2, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="JPEG", quality=quality, subsampling=subsampling, **options)
     return path
@@ -36,7 +34,7 @@ def save_jpeg(
 def make_tree(
     root: Path, *, train: int = 12, val: int = 6, classes: int = 3, size: tuple[int, int] | None = None
 ) -> Path:
-    """`root/{train,val}/c0.../000.JPEG`, every class with the same number of images, `train` and `val` in all."""
+    """`root/{train,val}/c0.../000.JPEG`, `train` and `val` images in all, dealt to the classes in turn."""
     for split, count, first in (("train", train, 0), ("val", val, 1000)):
         for number in range(count):
             quality = (75, 85, 90, 95)[number % 4]

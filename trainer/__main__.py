@@ -12,8 +12,7 @@ def main(arguments: list[str]) -> int:
     """Read the command line and train."""
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(
-            __doc__.strip()
-            + "\n\nExample: torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml"
+            __doc__.strip() + "\n\nExample: torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml"
         )
         return 0 if arguments else 2
     return run_rank(Path(arguments[0]), arguments[1:])

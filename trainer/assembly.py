@@ -35,8 +35,8 @@ from trainer.tracking.recorder import Recorder
 def build(config: Config) -> Run:
     """Assemble a run: environment, data, model, optimizer, engine, resumed state, tracker.
 
-    Every rank calls it, and there meets the others. Nothing is written to the run's folder before all ranks have found the
-    configuration and the data good. `run.close()` gives everything back.
+    Every rank calls it, and there meets the others. Nothing is written to the run's folder before all ranks have
+    found the configuration and the data good. `run.close()` gives everything back.
 
     Raises:
         ConfigError: on every rank, if any rank finds the configuration or the environment wrong.
@@ -109,9 +109,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
     )
 
 
-def create_orders(
-    config: Config, data: datasets.Datasets, environment: Environment
-) -> tuple[TrainOrder, EvalOrder]:
+def create_orders(config: Config, data: datasets.Datasets, environment: Environment) -> tuple[TrainOrder, EvalOrder]:
     """The orders of training and evaluation for this rank.
 
     Raises:
@@ -149,9 +147,7 @@ def batchnorm_ranks(config: Config, environment: Environment) -> int:
     if sync == "world":
         return world
     images = config.train.batch_size // config.train.accumulation // world
-    return choose_group_size(
-        sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size
-    )
+    return choose_group_size(sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size)
 
 
 def check_smallest_batch(order: TrainOrder, group_size: int) -> None:
@@ -168,8 +164,10 @@ def check_smallest_batch(order: TrainOrder, group_size: int) -> None:
                 _, stop = part(*bounds, first + group_size - 1, order.world)
                 if stop - start == 1 or (stop == start and group_size == 1):
                     raise ConfigError(
-                        f"a batch of {size} images (the last of an epoch, if smaller than train.batch_size) leaves a rank's batch norm "
-                        f"{stop - start} of them: change train.batch_size, use batchnorm.sync=world, or set train.drop_last=true"
+                        f"a batch of {size} images (the last of an epoch, if smaller than train.batch_size) leaves a "
+                        "rank's batch norm "
+                        f"{stop - start} of them: change train.batch_size, use batchnorm.sync=world, or set "
+                        "train.drop_last=true"
                     )
 
 
@@ -264,9 +262,8 @@ def describe(
     )
     for role in roles:
         recorder.note(
-            f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay {role.weight_decay:g}"
+            f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay "
+            f"{role.weight_decay:g}"
         )
     where = f"goes on from {found.path} (step {found.progress.step})" if found else "starts from new weights"
-    recorder.note(
-        f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}"
-    )
+    recorder.note(f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}")

@@ -252,7 +252,5 @@ def resolve(path: Path) -> Path:
         return best.resolve()
     newest = newest_valid(folder)
     if newest is None:
-        raise ConfigError(
-            f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders"
-        )
+        raise ConfigError(f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders")
     return newest

@@ -1,7 +1,7 @@
 """The whole configuration surface: what may be set, its type, its unit and its default.
 
-A configuration is YAML read by `load_config`; every value may be overridden as `group.key=value`. Unknown keys and wrong
-types are refused, all at once, each with the place it came from. The resolved configuration is immutable.
+A configuration is YAML read by `load_config`; every value may be overridden as `group.key=value`. Unknown keys and
+wrong types are refused, all at once, each with the place it came from. The resolved configuration is immutable.
 """
 
 from __future__ import annotations
@@ -36,22 +36,16 @@ class RunConfig(Group):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name, no path")
     dir: str = Field("runs", description="parent folder; also holds mlflow.db")
-    time_limit_min: Positive | None = Field(
-        None, description="save and stop (exit 85) after this many minutes"
-    )
+    time_limit_min: Positive | None = Field(None, description="save and stop (exit 85) after this many minutes")
 
 
 class ModelConfig(Group):
     """Which backbone, at how many bits."""
 
-    name: str = Field(
-        "resnet18_1w1a", description="a timm model name; `reste summary --list` prints the binary ones"
-    )
+    name: str = Field("resnet18_1w1a", description="a timm model name; `reste summary --list` prints the binary ones")
     weight_bits: Bits = Field(1, description="1 or 32 (full precision)")
     activation_bits: Bits = Field(1, description="1 or 32 (full precision)")
-    numerics: Literal["default", "reference"] = Field(
-        "default", description="reference: the official arithmetic"
-    )
+    numerics: Literal["default", "reference"] = Field("default", description="reference: the official arithmetic")
     num_classes: Count | None = Field(None, description="null: as many as the data has")
     init: str | None = Field(None, description="checkpoint whose weights training starts from")
 
@@ -64,12 +58,8 @@ class EstimatorConfig(Group):
     threshold: Positive | None = Field(
         None, description="slope is zero beyond |x| = threshold; null: the estimator's own"
     )
-    knee: Positive | None = Field(
-        None, description="chord slope within |x| <= knee; null: the estimator's own"
-    )
-    granularity: Literal["step", "epoch"] = Field(
-        "step", description="how often the power moves; reference: epoch"
-    )
+    knee: Positive | None = Field(None, description="chord slope within |x| <= knee; null: the estimator's own")
+    granularity: Literal["step", "epoch"] = Field("step", description="how often the power moves; reference: epoch")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
 
 
@@ -104,9 +94,7 @@ class DataConfig(Group):
 class AugmentConfig(Group):
     """Training crops and flips, evaluation crop, normalisation (on 0..1 pixels)."""
 
-    crop: Literal["rrc", "pad", "none"] = Field(
-        "rrc", description="RandomResizedCrop, padded crop, whole image"
-    )
+    crop: Literal["rrc", "pad", "none"] = Field("rrc", description="RandomResizedCrop, padded crop, whole image")
     scale: tuple[Positive, Positive] = Field((0.08, 1.0), description="rrc: share of the image's area")
     ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="rrc: width / height")
     pad: Annotated[int, Field(ge=0)] = Field(4, description="pad: pixels on each side")
@@ -123,24 +111,18 @@ class TrainConfig(Group):
     """The step."""
 
     epochs: Count = 250
-    max_steps: Count | None = Field(
-        None, description="end after this many steps; schedules keep their full length"
-    )
+    max_steps: Count | None = Field(None, description="end after this many steps; schedules keep their full length")
     batch_size: Count = Field(750, description="global: over all ranks and micro-batches")
     accumulation: Count = Field(1, description="micro-batches per step")
     drop_last: bool = Field(False, description="leave out an epoch's smaller last batch")
-    precision: Literal["fp64", "fp32", "bf16", "fp16"] = Field(
-        "fp32", description="bf16 and fp16 through autocast"
-    )
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16 through autocast")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the training step")
     tf32: bool = Field(True, description="TF32 matrix products on GPUs that have them")
     deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
     clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
     label_smoothing: Fraction = 0.0
-    ema: Fraction | None = Field(
-        None, description="decay of the weights' moving average, which is then evaluated"
-    )
+    ema: Fraction | None = Field(None, description="decay of the weights' moving average, which is then evaluated")
 
 
 class OptimConfig(Group):
@@ -155,9 +137,7 @@ class OptimConfig(Group):
     )
     nesterov: bool = False
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    granularity: Literal["step", "epoch"] = Field(
-        "step", description="how often the rate moves; reference: epoch"
-    )
+    granularity: Literal["step", "epoch"] = Field("step", description="how often the rate moves; reference: epoch")
     warmup: Duration = Field("0ep", description="linear warm-up, e.g. 5ep, 500 (steps), 2%")
     min_lr: NonNegative = 0.0
     milestones: tuple[Fraction, ...] = Field(

@@ -1,4 +1,4 @@
-"""Where configuration values come from: YAML files with `extends`, `key=value` overrides, and the origin of each value."""
+"""Where configuration values come from: YAML files with `extends`, `key=value` overrides, the origin of each value."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def _read_chain(path: Path, seen: list[Path]) -> list[tuple[dict[str, Any], dict
         by = f" (extended by {seen[-1]})" if seen else ""
         raise ConfigError(f"there is no configuration file {path}{by}: check the path")
     if path.resolve() in [p.resolve() for p in seen]:
-        raise ConfigError(
-            f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`"
-        )
+        raise ConfigError(f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`")
     values, origins = _read_file(path)
     parent = values.pop("extends", None)
     if parent is None:
@@ -94,7 +92,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -121,11 +119,9 @@ def _collect_origins(node: yaml.Node | None, path: Path, prefix: str, origins: d
 def _parse_override(override: str) -> tuple[dict[str, Any], str]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(
-            f"cannot read {override!r}: write overrides as key.path=value, e.g. train.epochs=10"
-        )
+        raise ConfigError(f"cannot read {override!r}: write overrides as key.path=value, e.g. train.epochs=10")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read the value in {override!r}: {' '.join(str(error).split())}") from None
     nested: Any = value
@@ -153,16 +149,10 @@ def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
     if not key:
         return message
     shown = repr(problem["input"])
-    return (
-        f"{key}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
-    )
+    return f"{key}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
 
 
 def _suggest(key: str, known_keys: list[str]) -> str:
     same_leaf = [known for known in known_keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known_keys, n=3, cutoff=0.6)
-    return (
-        f"; did you mean {' or '.join(near[:3])}?"
-        if near
-        else "; `reste train --help-config` lists every key"
-    )
+    return f"; did you mean {' or '.join(near[:3])}?" if near else "; `reste train --help-config` lists every key"

@@ -21,7 +21,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation import Evaluation, evaluate
 from trainer.hardware import apply_switches, choose_device
 from trainer.main import guarded
-from trainer.network import load_weights, create_network
+from trainer.network import create_network, load_weights
 from trainer.pixels import AUTOCAST, Pixels
 
 
@@ -61,9 +61,7 @@ def run_rank(
     return guarded(work)
 
 
-def prepare(
-    path: Path, data: Path | None, *, batch_size: int | None, loader: str | None, weights: str
-) -> Request:
+def prepare(path: Path, data: Path | None, *, batch_size: int | None, loader: str | None, weights: str) -> Request:
     """Verify the checkpoint and put the caller's choices into its configuration.
 
     Raises:
@@ -78,9 +76,7 @@ def prepare(
     overrides += [f"data.loader={loader}"] if loader else []
     has_average = (folder / "ema.pt").is_file()
     if weights not in {"auto", "model", "ema"} or (weights == "ema" and not has_average):
-        raise ConfigError(
-            f"--weights {weights}: {folder} holds model{' and ema' if has_average else ' only'}"
-        )
+        raise ConfigError(f"--weights {weights}: {folder} holds model{' and ema' if has_average else ' only'}")
     chosen = ("ema" if has_average else "model") if weights == "auto" else weights
     return Request(folder, load_config(folder / "config.yaml", overrides), chosen)
 

@@ -1,8 +1,8 @@
 """Exact evaluation: integer counts over every sample, once, whatever the number of ranks and the batch size.
 
-Counting exactly is not enough. A binary network turns a last-bit difference into a flipped sign, and matrix kernels round
-differently for other batch sizes and thread counts. So every image goes through the network in a block of one fixed shape,
-on a CPU computed by one thread; several threads work on several blocks.
+Counting exactly is not enough. A binary network turns a last-bit difference into a flipped sign, and matrix kernels
+round differently for other batch sizes and thread counts. So every image goes through the network in a block of one
+fixed shape, on a CPU computed by one thread; several threads work on several blocks.
 """
 
 from __future__ import annotations

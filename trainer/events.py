@@ -99,9 +99,7 @@ def _save(run: Run, engine_state: dict[str, object], *, best: bool) -> None:
     payloads: dict[str, object] = {"model": run.model.state_dict(), "engine": engine_state}
     if run.ema is not None:
         payloads["ema"] = run.ema.module.state_dict()
-    progress = checkpoint.Progress(
-        **asdict(run.state), journal_offset=run.recorder.offset(), meters=run.meters.state()
-    )
+    progress = checkpoint.Progress(**asdict(run.state), journal_offset=run.recorder.offset(), meters=run.meters.state())
     path = checkpoint.save(
         run.checkpoints, payloads, progress=progress, config_yaml=run.config.to_yaml(), about=run.about
     )

@@ -1,4 +1,4 @@
-"""The stream of training batches, with an account of the time: how long it took, how much of it was waiting for data."""
+"""The stream of training batches, with an account of the time: how long it took, how much of it was spent waiting."""
 
 from __future__ import annotations
 

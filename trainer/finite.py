@@ -1,4 +1,4 @@
-"""The agreement that loss and gradient are finite, made before the optimizer moves and without waiting for the device."""
+"""The agreement that loss and gradient are finite, made before the optimizer moves, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class FiniteGuard:
         """
         if self._blocked.item():
             raise NonFiniteError(
-                f"loss or gradient is not finite at step {int(self._first_step)}; no weight has moved since the step before. "
-                "Lower optim.lr, lengthen optim.warmup or set train.clip_norm, and start again: it goes on from the last checkpoint"
+                f"loss or gradient is not finite at step {int(self._first_step)}; no weight has moved since the "
+                "step before. "
+                "Lower optim.lr, lengthen optim.warmup or set train.clip_norm, and start again: it goes on from "
+                "the last checkpoint"
             )

@@ -22,7 +22,8 @@ def choose_device(environment: Environment) -> torch.device:
     present = torch.cuda.device_count()
     if environment.local_rank >= present:
         raise ConfigError(
-            f"local rank {environment.local_rank} has no GPU: this machine shows {present}; start at most {present} ranks on it"
+            f"local rank {environment.local_rank} has no GPU: this machine shows {present}; start at most "
+            f"{present} ranks on it"
         )
     torch.cuda.set_device(environment.local_rank)
     return torch.device("cuda", environment.local_rank)
@@ -31,8 +32,8 @@ def choose_device(environment: Environment) -> torch.device:
 def apply_switches(train: TrainConfig, environment: Environment, device: torch.device) -> None:
     """TF32, determinism, convolution search and threads.
 
-    On a CPU the cores are shared between the ranks of the machine; a thread count set by the user (OMP_NUM_THREADS) that is
-    not the launcher's default of 1 is kept.
+    On a CPU the cores are shared between the ranks of the machine. OMP_NUM_THREADS is obeyed, unless it is the 1 that
+    torchrun sets by itself.
     """
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
@@ -41,6 +42,7 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
         # cuBLAS reads this when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // environment.local_world_size))

@@ -8,9 +8,9 @@ import torch
 
 from reste import collect_indicators, set_power
 from trainer import events
-from trainer.run import Run
 from trainer.cadence import due
 from trainer.losses import correct_counts, cross_entropy_sum
+from trainer.run import Run
 from trainer.seeding import seed_step
 
 

@@ -25,8 +25,8 @@ class Reading:
 class Meters:
     """Loss and counts of the current step and of the window since the last reading.
 
-    The step's sums are added up over the ranks once, before the optimizer moves, so that every rank holds the same window
-    and any one of them can save it.
+    The step's sums are added up over the ranks once, before the optimizer moves, so that every rank holds the same
+    window and any one of them can save it.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -59,11 +59,10 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, [*models.MODELS, *timm.list_models()], n=3, cutoff=0.4)
         raise ConfigError(
-            f"model.name: there is no model {model.name!r}; did you mean {' or '.join(near) or 'one of `reste summary --list`'}?"
+            f"model.name: there is no model {model.name!r}; did you mean "
+            f"{' or '.join(near) or 'one of `reste summary --list`'}?"
         )
-    warnings.warn(
-        f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2
-    )
+    warnings.warn(f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2)
     return timm.create_model(model.name, num_classes=num_classes)
 
 
@@ -115,9 +114,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Pat
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if mine != theirs:
         differing = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
-        shown = ", ".join(
-            f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing[:3]
-        )
+        shown = ", ".join(f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing[:3])
         raise ConfigError(
             f"{source} is a checkpoint of another model ({len(differing)} tensors differ: {shown}): "
             "check model.name, bits and number of classes"

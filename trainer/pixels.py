@@ -48,7 +48,5 @@ class Pixels:
 
     def blank(self, count: int, size: int) -> torch.Tensor:
         """A batch of the shape, type and layout that training sees, (count, 3, size, size), all mid-grey."""
-        images = torch.zeros((count, size, size, 3), dtype=self._dtype, device=self.device).permute(
-            0, 3, 1, 2
-        )
+        images = torch.zeros((count, size, size, 3), dtype=self._dtype, device=self.device).permute(0, 3, 1, 2)
         return images if self._channels_last else images.contiguous()

@@ -89,9 +89,7 @@ def _keep_old_run(directory: Path) -> None:
     old = [path for path in directory.iterdir() if path.name != LOCK]
     if not old:
         return
-    kept = next(
-        p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.old-{n}")).exists()
-    )
+    kept = next(p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.old-{n}")).exists())
     kept.mkdir()
     for path in old:
         path.rename(kept / path.name)
@@ -104,9 +102,7 @@ def _choose(config: Config, checkpoints: Path) -> Path | None:
     path = checkpoint.resolve(Path(config.resume))
     found = checkpoint.problems(path)
     if found:
-        raise ConfigError(
-            f"resume={config.resume}: {'; '.join(found)}; resume=auto takes the newest good one"
-        )
+        raise ConfigError(f"resume={config.resume}: {'; '.join(found)}; resume=auto takes the newest good one")
     return path
 
 

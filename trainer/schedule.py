@@ -81,8 +81,8 @@ class LearningRate:
 class Power:
     """The estimator's power o from 1 to `end` (ReSTE, Wu et al. 2023).
 
-    With granularity `epoch`, progress is epoch / epochs, as in the official code, which so never reaches `end`; with `step`
-    it is step / (steps - 1) and the last step has exactly `end`.
+    With granularity `epoch`, progress is epoch / epochs, as in the official code, which so never reaches `end`; with
+    `step` it is step / (steps - 1) and the last step has exactly `end`.
     """
 
     end: float

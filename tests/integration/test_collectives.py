@@ -15,7 +15,7 @@ from spawn import RankFailed, run_ranks
 
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import make_bn_group
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 
 
 def everything() -> dict[str, Any]:
@@ -44,6 +44,14 @@ def everything() -> dict[str, Any]:
         make_bn_group(2 if rank == 0 else 4)
     except ConfigError as error:
         found["sizes"] = str(error)
+    with collectives.agreed_errors():
+        pass
+    try:
+        with collectives.agreed_errors():
+            if rank == 2:
+                raise DataError("no such image")
+    except DataError as error:
+        found["fault"] = str(error)
     return found
 
 
@@ -63,6 +71,8 @@ def test_four_ranks_agree_on_everything() -> None:
         assert "\n" not in found["one"]
         assert found["subgroup"] == found["pair"] == 2
         assert found["sizes"].startswith("ranks 1, 2, 3 have another number of ranks")
+        assert "no such image" in found["fault"], "a fault on rank 2 is one on every rank"
+        assert "rank 2" in found["fault"]
 
 
 def test_a_world_of_one_needs_no_process_group() -> None:

@@ -37,9 +37,7 @@ def root(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "tree"))
 
 
-def open_loader(
-    kind: type, root: Path, **options: object
-) -> tuple[DaliLoader | TorchvisionLoader, TrainOrder]:
+def open_loader(kind: type, root: Path, **options: object) -> tuple[DaliLoader | TorchvisionLoader, TrainOrder]:
     index = load_index(root, "train")
     order = TrainOrder(index, Augment(32, crop="none"), seed=4, batch_size=5)
     settings = {"image_size": 32, "kind": "window", "max_batch": 5, "rank": 3, **options}
@@ -200,7 +198,7 @@ def test_one_pipeline_serves_every_epoch_and_evaluation(root: Path, monkeypatch)
 
 def test_without_dali_the_error_names_the_other_loader(root: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ConfigError, match="data.loader=torchvision") as caught:
+    with pytest.raises(ConfigError, match=r"data\.loader=torchvision") as caught:
         open_loader(DaliLoader, root)
     assert "\n" not in str(caught.value)
 

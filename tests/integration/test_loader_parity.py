@@ -49,9 +49,7 @@ def apart(index: Index, root: Path, plans: list[Plan], **dali_options: object) -
     """Absolute differences, float (N, S, S, 3), between the two loaders."""
     ours = batches(DaliLoader, index, root, plans, **dali_options)
     theirs = batches(TorchvisionLoader, index, root, plans)
-    return torch.cat(
-        [(a.images.int() - b.images.int()).abs().float() for a, b in zip(ours, theirs, strict=True)]
-    )
+    return torch.cat([(a.images.int() - b.images.int()).abs().float() for a, b in zip(ours, theirs, strict=True)])
 
 
 def within_bounds(difference: torch.Tensor) -> bool:
@@ -63,9 +61,16 @@ def train_plans(index: Index, augment: Augment, steps: int = 3) -> list[Plan]:
     return list(TrainOrder(index, augment, seed=11, batch_size=20).plans(0, steps))
 
 
-@pytest.mark.parametrize("image_size", [224, 96])
-def test_random_crops_differ_by_rounding_only(root: Path, index: Index, image_size: int) -> None:
-    assert within_bounds(apart(index, root, train_plans(index, Augment(image_size))))
+def test_random_crops_differ_by_rounding_only(root: Path, index: Index) -> None:
+    assert within_bounds(apart(index, root, train_plans(index, Augment(224), steps=9)))
+
+
+@pytest.mark.parametrize("image_size", [64, 160])
+def test_only_the_outermost_line_differs_by_more_than_one(root: Path, index: Index, image_size: int) -> None:
+    difference = apart(index, root, train_plans(index, Augment(image_size)))
+    assert difference[:, 1:-1, 1:-1].max() <= 1
+    assert difference.mean(dim=(1, 2, 3)).max() <= 0.5
+    assert difference.max() <= 32, "an eighth of the range: the weight of what lies beyond the edge"
 
 
 def test_evaluation_crops_differ_by_one_at_most(root: Path) -> None:
@@ -90,9 +95,7 @@ def windows_of_result_size(index: Index, size: int) -> Plan:
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_decoded_crops_are_bit_equal_to_a_cut_from_the_whole_image(
-    root: Path, index: Index, kind: type
-) -> None:
+def test_decoded_crops_are_bit_equal_to_a_cut_from_the_whole_image(root: Path, index: Index, kind: type) -> None:
     plan = windows_of_result_size(index, 131)
     (batch,) = batches(kind, index, root, [plan])
     for position, sample in enumerate(plan.ids.tolist()):
@@ -177,7 +180,7 @@ def test_unusual_files_look_the_same_to_both_loaders(tmp_path: Path) -> None:
     ):
         difference = apart(index, tmp_path, plans)
         assert difference.mean(dim=(1, 2, 3)).max() <= 0.5
-        assert difference.max() <= 14
+        assert difference[:, 1:-1, 1:-1].max() <= 1
 
 
 def test_mapped_and_plain_reading_give_the_same_pixels(root: Path, index: Index) -> None:

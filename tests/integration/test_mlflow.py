@@ -56,9 +56,7 @@ def run_dir(tmp_path: Path, empty_store: Path) -> Path:
         "tracking": {"uri": None, "experiment": "reste"},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "manifest.json").write_text(
-        json.dumps({"world_size": 2, "code": {"commit": "abc", "dirty": False}})
-    )
+    (folder / "manifest.json").write_text(json.dumps({"world_size": 2, "code": {"commit": "abc", "dirty": False}}))
     return folder
 
 
@@ -121,9 +119,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_a_finished_run_is_all_there_with_the_journals_times(
-    run_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_finished_run_is_all_there_with_the_journals_times(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = iter(1700000000.0 + tick / 8 for tick in range(1000))
     journal = Journal(run_dir / "journal.jsonl", clock=lambda: next(clock))
     journal.event("started", step=0)
@@ -465,9 +461,7 @@ def test_sync_leaves_a_living_run_running(run_dir: Path) -> None:
     assert client(report.uri).get_run(report.run_id).info.status == "RUNNING"
 
 
-def test_sync_to_another_store_sends_the_whole_run_there(
-    run_dir: Path, empty_store: Path, tmp_path: Path
-) -> None:
+def test_sync_to_another_store_sends_the_whole_run_there(run_dir: Path, empty_store: Path, tmp_path: Path) -> None:
     train(Journal(run_dir / "journal.jsonl"), range(5))
     here = sync_run(run_dir)
     shutil.copy(empty_store, tmp_path / "other.db")

@@ -23,9 +23,7 @@ def network(name: str = "resnet20_1w1a") -> torch.nn.Module:
 
 
 def preparation() -> Pixels:
-    return Pixels(
-        torch.device("cpu"), precision="fp32", channels_last=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
-    )
+    return Pixels(torch.device("cpu"), precision="fp32", channels_last=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def score(model: torch.nn.Module, *, batch_size: int, world: int = 1) -> Evaluation:
@@ -36,9 +34,7 @@ def score(model: torch.nn.Module, *, batch_size: int, world: int = 1) -> Evaluat
         order = EvalOrder(index, Augment(SIZE, crop="none"), batch_size=batch_size, rank=rank, world=world)
         share = sum(len(plan.ids) for plan in order.plans())
         if share:
-            found.append(
-                evaluate(model, SyntheticLoader(SIZE).load(order.plans()), preparation(), samples=share)
-            )
+            found.append(evaluate(model, SyntheticLoader(SIZE).load(order.plans()), preparation(), samples=share))
     samples = sum(e.samples for e in found)
     return Evaluation(
         samples=samples,

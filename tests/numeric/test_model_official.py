@@ -147,6 +147,4 @@ def test_logits_and_gradients_are_those_of_the_official_arithmetic(name, conv):
     (theirs * direction).sum().backward()
     for path, parameter in model.named_parameters():
         size = parameter.grad.abs().max()
-        torch.testing.assert_close(
-            parameter.grad, p[path].grad, rtol=1e-7, atol=1e-7 * float(size) + 1e-12, msg=path
-        )
+        torch.testing.assert_close(parameter.grad, p[path].grad, rtol=1e-7, atol=1e-7 * float(size) + 1e-12, msg=path)

@@ -78,8 +78,7 @@ def test_windows_are_spread_like_torchvisions() -> None:
     for column in range(4):
         grid = np.linspace(0, 500, 101)
         apart = np.abs(
-            np.searchsorted(np.sort(ours[:, column]), grid)
-            - np.searchsorted(np.sort(theirs[:, column]), grid)
+            np.searchsorted(np.sort(ours[:, column]), grid) - np.searchsorted(np.sort(theirs[:, column]), grid)
         )
         assert apart.max() / n < 1.63 * math.sqrt(2 / n), column  # Kolmogorov-Smirnov at 1 %
 
@@ -94,9 +93,7 @@ def test_evaluation_crop_is_torchvisions_resize_and_centre_crop(image_size: int,
     for position, (height, width) in enumerate(SIZES):
         image = photo(position, size=(width, height))
         expected = functional.center_crop(functional.resize(image, resize), [image_size, image_size])
-        np.testing.assert_array_equal(
-            cut(image, geometry, position), np.asarray(expected), str(SIZES[position])
-        )
+        np.testing.assert_array_equal(cut(image, geometry, position), np.asarray(expected), str(SIZES[position]))
 
 
 def test_window_is_torchvisions_resized_crop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -35,9 +36,7 @@ def rows(plan: Plan) -> list[tuple]:
         else np.hstack([plan.geometry.sizes, plan.geometry.offsets])
     )
     columns = (plan.ids, plan.labels, plan.heights, plan.widths, plan.flips)
-    return [
-        (*row, *place) for *row, place in zip(*(c.tolist() for c in columns), where.tolist(), strict=True)
-    ]
+    return [(*row, *place) for *row, place in zip(*(c.tolist() for c in columns), where.tolist(), strict=True)]
 
 
 def joined(orders: Iterable[Iterable[Plan]]) -> list[tuple]:
@@ -147,31 +146,25 @@ def test_epochs_show_other_orders_crops_and_flips() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
 def test_evaluation_sees_every_sample_once_in_index_order(world: int, batch_size: int) -> None:
     index = index_of(23)
-    orders = [
-        EvalOrder(index, Augment(16), batch_size=batch_size, rank=rank, world=world) for rank in range(world)
-    ]
+    orders = [EvalOrder(index, Augment(16), batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
     batches = joined(order.plans() for order in orders)
     assert len(batches) == orders[0].steps
     assert [row[0] for batch in batches for row in batch[-1]] == list(range(23))
 
 
 def test_a_rank_may_get_nothing_of_a_small_batch() -> None:
-    plans = [
-        list(EvalOrder(index_of(5), Augment(16), batch_size=4, rank=r, world=4).plans()) for r in range(4)
-    ]
+    plans = [list(EvalOrder(index_of(5), Augment(16), batch_size=4, rank=r, world=4).plans()) for r in range(4)]
     assert [len(rank[1].ids) for rank in plans] == [0, 0, 0, 1]
     assert plans[0][1].geometry.sizes.shape == (0, 2)
     assert plans[0][1].global_count == 1
 
 
 @given(st.integers(0, 50), st.integers(0, 100), st.integers(1, 9))
-def test_parts_cover_a_range_without_overlap_and_differ_by_one_at_most(
-    start: int, length: int, parts: int
-) -> None:
+def test_parts_cover_a_range_without_overlap_and_differ_by_one_at_most(start: int, length: int, parts: int) -> None:
     bounds = [part(start, start + length, which, parts) for which in range(parts)]
     assert bounds[0][0] == start
     assert bounds[-1][1] == start + length
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
     lengths = [stop - first for first, stop in bounds]
     assert max(lengths) - min(lengths) <= 1
 

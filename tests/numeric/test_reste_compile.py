@@ -41,9 +41,7 @@ class Net(torch.nn.Module):
         super().__init__()
 
         def make():
-            return {
-                f"{kind}_estimator": create_estimator(name, zero=zero) for kind in ("weight", "activation")
-            }
+            return {f"{kind}_estimator": create_estimator(name, zero=zero) for kind in ("weight", "activation")}
 
         self.first = BinaryConv2d(3, 4, 3, padding=1, bias=False, scale=scale, **make())
         self.second = BinaryConv2d(4, 4, 3, padding=1, scale=scale, **make())

@@ -101,15 +101,11 @@ def test_indicators_cover_layers_with_a_binary_weight_and_sum_them():
     for layer, name in (("conv", "reste"), ("head", "ste")):
         module = net.get_submodule(layer)
         weight, grad = module.weight.detach().double().numpy(), module.weight.grad.double().numpy()
-        assert found[f"estimating_error/{layer}"].item() == pytest.approx(
-            numpy_error(weight, name, 2.0), rel=1e-6
-        )
+        assert found[f"estimating_error/{layer}"].item() == pytest.approx(numpy_error(weight, name, 2.0), rel=1e-6)
         instability = np.var(np.abs(grad), ddof=1)
         assert found[f"gradient_instability/{layer}"].item() == pytest.approx(instability, rel=1e-5)
     for kind in kinds:
-        assert found[kind].item() == pytest.approx(
-            found[f"{kind}/conv"].item() + found[f"{kind}/head"].item()
-        )
+        assert found[kind].item() == pytest.approx(found[f"{kind}/conv"].item() + found[f"{kind}/head"].item())
 
 
 def test_layers_without_a_gradient_have_no_instability():

@@ -22,9 +22,7 @@ CONV_OPTIONS = [
 
 def signs(x):
     """+-1 the long way round, as constants."""
-    return torch.tensor([1.0 if value >= 0 else -1.0 for value in x.flatten().tolist()], dtype=x.dtype).view(
-        x.shape
-    )
+    return torch.tensor([1.0 if value >= 0 else -1.0 for value in x.flatten().tolist()], dtype=x.dtype).view(x.shape)
 
 
 def conv_with_zeros(**options):
@@ -122,9 +120,7 @@ def test_an_unbatched_image_is_accepted():
 
 def test_weight_gradient_is_slope_times_gradient_plus_the_scales_own():
     """y = s * (sign W . x): dL/dW = s g(W) dL/d(sign W) + sign(W)/n * (dL/ds), written out with matrices."""
-    layer = BinaryLinear(
-        4, 3, False, dtype=torch.float64, weight_estimator=create_estimator("reste", power=2.0)
-    )
+    layer = BinaryLinear(4, 3, False, dtype=torch.float64, weight_estimator=create_estimator("reste", power=2.0))
     x = torch.randn(5, 4, dtype=torch.float64)
     grad = torch.randn(5, 3, dtype=torch.float64)
     layer(x).backward(grad)
@@ -252,9 +248,7 @@ def test_channels_last_passes_through():
 def test_activation_checkpointing_gives_the_same_gradients():
     from torch.utils.checkpoint import checkpoint
 
-    make = {
-        kind: create_estimator("reste", power=2.0) for kind in ("weight_estimator", "activation_estimator")
-    }
+    make = {kind: create_estimator("reste", power=2.0) for kind in ("weight_estimator", "activation_estimator")}
     layer = conv_with_zeros(**make)
     layer(image()).square().sum().backward()
     expected = layer.weight.grad

@@ -21,9 +21,7 @@ from reste import (
 )
 
 # The same examples on every machine, and no verdict that depends on how busy it is.
-quick = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 powers = st.floats(1.0, 20.0)
 values = st.floats(-3.0, 3.0, allow_subnormal=True)
@@ -43,9 +41,7 @@ def test_estimating_error_falls_as_the_power_grows(weight, one, other):
 
 
 @quick
-@given(
-    weights.filter(lambda w: np.any((np.abs(w) > 1e-3) & (np.abs(w) < 0.999))), powers, st.floats(0.01, 5.0)
-)
+@given(weights.filter(lambda w: np.any((np.abs(w) > 1e-3) & (np.abs(w) < 0.999))), powers, st.floats(0.01, 5.0))
 def test_estimating_error_falls_strictly_where_something_is_left_to_gain(weight, power, more):
     estimator = create_estimator("reste", power=power)
     before = estimating_error(torch.from_numpy(weight), estimator)

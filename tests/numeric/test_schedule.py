@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from trainer.schedule import LearningRate, Power, constant, cosine, linear, stairs
 from reste import cosine_power
+from trainer.schedule import LearningRate, Power, constant, cosine, linear, stairs
 
 
 def rate(**changes: object) -> LearningRate:

@@ -39,9 +39,7 @@ def test_images_show_the_digit_they_are_filed_under(root: Path) -> None:
     for sample in range(0, len(index), 37):
         number = int(Path(index.paths[sample]).stem)
         assert source.target[number] == index.labels[sample]
-        small = np.asarray(
-            Image.open(root / index.paths[sample]).convert("L").resize((8, 8), Image.Resampling.BOX)
-        )
+        small = np.asarray(Image.open(root / index.paths[sample]).convert("L").resize((8, 8), Image.Resampling.BOX))
         likeness = np.corrcoef(small.ravel(), source.images[number].ravel())[0, 1]
         assert likeness > 0.95
 

@@ -28,9 +28,7 @@ def small_index(split: str = "train", n: int = 4) -> Index:
 
 
 def saved(root: Path) -> Path:
-    save_indexes(
-        root, [small_index("train"), small_index("val", 2)], odd=[OddFile("train/k0/x", "CMYK colours")]
-    )
+    save_indexes(root, [small_index("train"), small_index("val", 2)], odd=[OddFile("train/k0/x", "CMYK colours")])
     return root
 
 

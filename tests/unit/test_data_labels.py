@@ -32,7 +32,8 @@ def test_names_numbers_headers_and_separators_are_understood(tmp_path: Path, nam
 
 
 def test_kaggles_solution_file_is_understood(tmp_path: Path) -> None:
-    text = "ImageId,PredictionString\nILSVRC2012_val_00048981,n03 85 1 499 272 \nILSVRC2012_val_1,n01 1 2 3 4 n01 5 6 7 8\n"
+    rows = ["ImageId,PredictionString", "ILSVRC2012_val_00048981,n03 85 1 499 272 ", "ILSVRC2012_val_1,n01 1 2 n01 5 6"]
+    text = "\n".join(rows)
     labels = read_labels(written(tmp_path, "LOC_val_solution.csv", text), CLASSES)
     assert labels == {"ILSVRC2012_val_00048981": 2, "ILSVRC2012_val_1": 0}
 

@@ -142,9 +142,7 @@ def test_an_empty_class_folder_is_refused(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(("foreign", "says"), [("c9", "has c9 besides"), (None, "lacks c1")])
-def test_classes_of_val_that_differ_from_train_are_refused(
-    tree: Path, foreign: str | None, says: str
-) -> None:
+def test_classes_of_val_that_differ_from_train_are_refused(tree: Path, foreign: str | None, says: str) -> None:
     if foreign:
         shutil.copytree(tree / "val" / "c0", tree / "val" / foreign)
     else:
@@ -214,9 +212,7 @@ def test_unusual_files_are_recorded_and_used(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "mode", "says"), [("a.JPEG", "GIF", "GIF"), ("b.png", "I;16", "I;16")])
-def test_kinds_that_loaders_would_decode_differently_are_refused(
-    tree: Path, name: str, mode: str, says: str
-) -> None:
+def test_kinds_that_loaders_would_decode_differently_are_refused(tree: Path, name: str, mode: str, says: str) -> None:
     file = tree / "train" / "c0" / name
     if mode == "GIF":
         photo(1, size=(20, 20)).save(file, format="GIF")
@@ -254,16 +250,14 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tree: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folder_module, "save_indexes", full)
-    with pytest.raises(DataError, match="cannot write .*No space left on device"):
+    with pytest.raises(DataError, match=r"cannot write .*No space left on device"):
         prepare_folder(tree, workers=2)
 
 
 def test_what_was_checked_is_not_decoded_again_unless_it_changed(tree: Path, monkeypatch) -> None:
     from trainer.data.prepare import scan as scan_module
 
-    monkeypatch.setattr(
-        folder_module, "save_indexes", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr(folder_module, "save_indexes", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare_folder(tree, workers=2)
     monkeypatch.undo()

@@ -93,9 +93,7 @@ def test_a_line_is_readable_as_soon_as_write_returns(path: Path) -> None:
     assert records(path)[0]["metrics"] == {"x": 1.0}
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"type": "metr', b"\0\0\0\0", b'{"type": "event", "step": 9}' + b" " * 70000]
-)
+@pytest.mark.parametrize("torn", [b'{"type": "metr', b"\0\0\0\0", b'{"type": "event", "step": 9}' + b" " * 70000])
 def test_a_torn_last_line_is_skipped_by_readers_and_dropped_on_reopening(path: Path, torn: bytes) -> None:
     journal = Journal(path)
     journal.write({"x": 1.0}, step=1)
@@ -178,9 +176,7 @@ def test_cutting_in_the_middle_of_a_line_is_refused_and_changes_nothing(path: Pa
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_a_journal_shorter_than_the_checkpoint_is_a_warning(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_journal_shorter_than_the_checkpoint_is_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(path)
     assert journal.cut(100) is None
     assert "100 bytes before the checkpoint" in caplog.text
@@ -204,9 +200,7 @@ def test_writing_to_a_closed_journal_is_a_mistake_that_shows(path: Path) -> None
         journal.write({"x": 1.0}, step=1)
 
 
-def test_a_full_disk_neither_ends_training_nor_tears_a_line(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_neither_ends_training_nor_tears_a_line(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(path)
     journal.write({"x": 0.0}, step=0)
     one = journal.offset()
@@ -235,9 +229,7 @@ def test_kill_9_loses_nothing_that_was_written(path: Path) -> None:
         "    journal.write({'x': step / 7}, step=step); print(step, flush=True)\n"
     )
     root = Path(__file__).parents[2]
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], cwd=root, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=root, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     with child:
         for _ in range(200):

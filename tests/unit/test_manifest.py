@@ -97,9 +97,7 @@ def test_secrets_on_the_command_line_are_masked(argv: list[str], kept: str) -> N
 
 
 def test_an_address_without_a_password_is_left_alone() -> None:
-    assert (
-        redact("sqlite:////a/b@c/mlflow.db http://host:1/x") == "sqlite:////a/b@c/mlflow.db http://host:1/x"
-    )
+    assert redact("sqlite:////a/b@c/mlflow.db http://host:1/x") == "sqlite:////a/b@c/mlflow.db http://host:1/x"
 
 
 def test_earlier_starts_are_kept_in_order(tmp_path: Path) -> None:

@@ -60,9 +60,7 @@ def structure(name: str, **options) -> nn.Module:
 def small_resnet(block: type = BiRealBlock, **options) -> BinaryResNet:
     shortcut = padding_shortcut if block is PlainBlock else projection_shortcut
     conv = conv3x3_maker(**options)
-    return BinaryResNet(
-        (1, 1), (8, 16), conv=conv, block=block, shortcut=shortcut, stem=(3, 1), num_classes=5
-    )
+    return BinaryResNet((1, 1), (8, 16), conv=conv, block=block, shortcut=shortcut, stem=(3, 1), num_classes=5)
 
 
 def official_keys(name: str) -> set[str]:
@@ -162,9 +160,7 @@ def test_stem_shortcuts_and_classifier_stay_in_full_precision(name):
     binary = {path for path, _ in binary_layers(model)}
     convolutions = {p for p, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     first = "conv0" if name == "vgg_small_1w1a" else "conv1"
-    assert convolutions - binary == {first} | {
-        p for p in convolutions if p.endswith((".downsample.0", ".shortcut.0"))
-    }
+    assert convolutions - binary == {first} | {p for p in convolutions if p.endswith((".downsample.0", ".shortcut.0"))}
 
 
 @every_name
@@ -186,9 +182,7 @@ def test_estimator_and_its_options_reach_every_layer():
     assert all(e.name == "ste" and e.threshold == 0.5 for e in estimators)
 
 
-@pytest.mark.parametrize(
-    ("numerics", "zero", "scale"), [("default", "one", "after"), ("reference", "zero", "before")]
-)
+@pytest.mark.parametrize(("numerics", "zero", "scale"), [("default", "one", "after"), ("reference", "zero", "before")])
 def test_numerics_choose_the_sign_of_zero_and_the_place_of_the_scale(numerics, zero, scale):
     for _, layer in binary_layers(timm.create_model("resnet20_1w1a", numerics=numerics)):
         assert layer.scale == scale

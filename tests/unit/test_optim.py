@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -18,7 +16,7 @@ from trainer.optim import create_optimizer, parameter_groups, parameter_roles
 def test_the_roles_of_resnet18_are_those_counted_in_the_paper() -> None:
     model = timm.create_model("resnet18_1w1a", estimator="reste")
     roles = parameter_roles(model)
-    sizes = {role: 0 for role in ("binary", "weight", "norm", "bias")}
+    sizes = dict.fromkeys(("binary", "weight", "norm", "bias"), 0)
     for name, parameter in model.named_parameters():
         sizes[roles[name]] += parameter.numel()
     assert sizes["binary"] == 10_985_472
@@ -42,9 +40,7 @@ def test_every_parameter_is_in_exactly_one_group(name: str) -> None:
 
 
 def test_the_reference_decays_everything() -> None:
-    _, report = parameter_groups(
-        timm.create_model("resnet20_1w1a"), OptimConfig(weight_decay=0.1, no_decay=())
-    )
+    _, report = parameter_groups(timm.create_model("resnet20_1w1a"), OptimConfig(weight_decay=0.1, no_decay=()))
     assert {row.weight_decay for row in report} == {0.1}
 
 

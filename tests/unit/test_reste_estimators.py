@@ -55,9 +55,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, hint):
 
 
 def test_an_unknown_option_is_answered_with_the_options():
-    with pytest.raises(
-        ValueError, match=r"^estimator 'ste' has no option 'knee'; its options: threshold, zero$"
-    ):
+    with pytest.raises(ValueError, match=r"^estimator 'ste' has no option 'knee'; its options: threshold, zero$"):
         create_estimator("ste", knee=0.1)
     with pytest.raises(ValueError, match="no option 'o_end'; its options: threshold, knee, power, zero"):
         create_estimator("reste", o_end=3)
@@ -122,9 +120,7 @@ def test_options_reach_the_arithmetic():
     y = estimator(x)
     y.sum().backward()
     size = x.detach().abs()
-    expected = torch.where(
-        size <= 0.2 + 1e-6, 0.2**-0.5, torch.where(size <= 0.8 + 1e-6, 0.5 / size.sqrt(), 0)
-    )
+    expected = torch.where(size <= 0.2 + 1e-6, 0.2**-0.5, torch.where(size <= 0.8 + 1e-6, 0.5 / size.sqrt(), 0))
     torch.testing.assert_close(x.grad, expected)
     assert y[20].item() == 0
 

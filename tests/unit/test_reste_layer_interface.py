@@ -23,9 +23,7 @@ def conv(weight=None, activation=None, **options):
 
 
 def linear(weight=None, activation=None, **options):
-    return BinaryLinear(
-        2, 2, weight_estimator=estimator(weight), activation_estimator=estimator(activation), **options
-    )
+    return BinaryLinear(2, 2, weight_estimator=estimator(weight), activation_estimator=estimator(activation), **options)
 
 
 def mixed_model():
@@ -89,9 +87,7 @@ def test_estimators_are_keyword_only():
 
 
 def test_layers_can_be_born_on_meta_and_in_low_precision():
-    layer = BinaryConv2d(
-        2, 2, 3, device="meta", dtype=torch.bfloat16, weight_estimator=create_estimator("ste")
-    )
+    layer = BinaryConv2d(2, 2, 3, device="meta", dtype=torch.bfloat16, weight_estimator=create_estimator("ste"))
     assert layer.weight.is_meta
     assert layer.weight.dtype == torch.bfloat16
 

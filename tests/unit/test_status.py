@@ -82,9 +82,7 @@ def test_readers_never_see_a_half_written_status(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_status(tmp_path / "gone", "running", step=1, total_steps=2, epoch=1)
     assert "cannot be written" in caplog.text
 

@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_importing_tracking_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, trainer.tracking; print(sorted({'mlflow', 'torch', 'rich', 'numpy'} & set(sys.modules)))"
-    )
+    code = "import sys, trainer.tracking; print(sorted({'mlflow', 'torch', 'rich', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -40,19 +38,14 @@ def test_a_relative_database_is_made_absolute(tmp_path: Path, monkeypatch: pytes
     assert resolve_uri("https://host:5000", tmp_path) == "https://host:5000"
 
 
-@pytest.mark.parametrize(
-    "uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"]
-)
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"])
 def test_stores_that_cannot_work_are_refused_with_what_to_write(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"use null or sqlite:///FOLDER/mlflow\.db"):
         resolve_uri(uri, tmp_path)
 
 
 def test_the_command_to_look_at_runs_can_be_pasted() -> None:
-    assert (
-        mlflow_command("sqlite:////a b/mlflow.db")
-        == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
-    )
+    assert mlflow_command("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
     assert mlflow_command("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
 
 
@@ -125,9 +118,7 @@ def test_a_moved_runs_folder_keeps_its_mlflow_run(tmp_path: Path) -> None:
     assert mlflow_run(new) == (f"sqlite:///{tmp_path}/new/mlflow.db", "one")
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"stores": {}}', '{"current": "x", "stores": {"x": {"odd": 1}}}']
-)
+@pytest.mark.parametrize("content", ["", "[]", '{"stores": {}}', '{"current": "x", "stores": {"x": {"odd": 1}}}'])
 def test_a_damaged_tracking_file_says_what_deleting_it_does(tmp_path: Path, content: str) -> None:
     (tmp_path / "tracking.json").write_text(content)
     with pytest.raises(DataError, match="sent to a new MLflow run"):
@@ -138,9 +129,7 @@ def test_two_runs_have_different_keys() -> None:
     assert Sent().key != Sent().key
 
 
-def test_writing_json_to_a_full_disk_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writing_json_to_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
 
@@ -162,9 +151,7 @@ def test_a_lock_excludes_other_processes_and_dies_with_its_owner(tmp_path: Path)
         "if os.fork() == 0: time.sleep(1.5); os._exit(0)\n"  # a helper that outlives its parent
         "time.sleep(60)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     with child:
         assert child.stdout.readline() == "True\n"

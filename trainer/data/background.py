@@ -86,18 +86,16 @@ def _put(out: queue.Queue[T | _Failure | _End], item: T | _Failure | _End, stop:
     return False
 
 
-def ordered_map(
-    executor: Executor, function: Callable[[T], R], items: Iterable[T], *, window: int
-) -> Iterator[R]:
+def ordered_map(executor: Executor, function: Callable[[T], R], items: Iterable[T], *, window: int) -> Iterator[R]:
     """`function` of each item, in order, with at most `window` items begun and not yet given out.
 
     Unlike `Executor.map`, a million items never wait as a million futures, and an abandoned iteration cancels
-    what has not begun.
+    what has not begun. An error of `items` is raised after the results of the items before it.
     """
     pending: deque[Future[R]] = deque()
     try:
-        for item in items:
-            pending.append(executor.submit(function, item))
+        for future in _submissions(executor, function, items):
+            pending.append(future)
             if len(pending) >= window:
                 yield pending.popleft().result()
         while pending:
@@ -105,3 +103,13 @@ def ordered_map(
     finally:
         for future in pending:
             future.cancel()
+
+
+def _submissions(executor: Executor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Future[R]]:
+    try:
+        for item in items:
+            yield executor.submit(function, item)
+    except Exception as error:
+        failed: Future[R] = Future()
+        failed.set_exception(error)
+        yield failed

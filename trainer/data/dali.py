@@ -2,15 +2,17 @@
 
 Python hands over names, not bytes. Antialiased linear resize and no EXIF rotation, so that the pixels are
 those of the Pillow loader: both libraries decode JPEG with libjpeg-turbo on the CPU; resized pixels differ by
-rounding, and in the outermost line of a shrunken image by up to about 14, because DALI repeats the edge where
-Pillow leaves out what lies beyond it.
+rounding, and in the outermost line of a shrunken image by up to an eighth of the contrast there, because DALI
+repeats the edge where Pillow leaves out what lies beyond it.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,8 @@ class DaliLoader:
         self._rank = rank
         self._source = Source(index, self._root, kind)
         self._pipeline: Any = None
+        # A stream that was dropped may still be winding up in its thread when the next one starts.
+        self._in_use = threading.Lock()
         self._current: weakref.ref[Background[Batch]] | None = None
 
     def load(self, plans: Iterable[Plan]) -> Iterator[Batch]:
@@ -86,7 +90,8 @@ class DaliLoader:
     def close(self) -> None:
         """Stop the threads and free the pipeline; a later `load` would build another."""
         self._end_current()
-        self._pipeline = None
+        with self._in_use:
+            self._pipeline = None
 
     def _end_current(self) -> None:
         batches = self._current() if self._current else None
@@ -94,19 +99,23 @@ class DaliLoader:
             batches.close()
 
     def _produce(self, plans: Iterable[Plan]) -> Iterator[Batch]:
-        if self._pipeline is None:
-            self._pipeline = self._recipe.build(self._source, self._max_batch, depth=2)
-        source, to_torch = self._source, self._recipe.to_torch
-        source.begin(plans)
-        try:
-            while (output := self._run()) is not None:
-                yield from map(empty_batch, source.take_empty())
-                yield make_batch(source.pending.popleft(), to_torch(output))
+        with self._in_use:
+            if self._pipeline is None:
+                self._pipeline = self._recipe.build(self._source, self._max_batch, depth=2)
+            self._source.begin(plans)
+            try:
+                yield from self._batches()
+            finally:
+                self._rewind()
+
+    def _batches(self) -> Iterator[Batch]:
+        source = self._source
+        while (output := self._run()) is not None:
             yield from map(empty_batch, source.take_empty())
-            if source.error is not None:
-                raise source.error
-        finally:
-            self._rewind()
+            yield make_batch(source.pending.popleft(), self._recipe.to_torch(output))
+        yield from map(empty_batch, source.take_empty())
+        if source.error is not None:
+            raise source.error
 
     def _run(self) -> Any:
         """The next output of the pipeline, or None at the end of the plans."""
@@ -212,9 +221,7 @@ class _Recipe:
 
     def _scaled(self, image: Any, size: Any) -> Any:
         dali = _import_dali()
-        return dali.fn.resize(
-            image, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=self.antialias
-        )
+        return dali.fn.resize(image, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=self.antialias)
 
     def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
         dali = _import_dali()
@@ -233,10 +240,14 @@ class _Recipe:
         if self.device_id is None:
             return tensor
         # A GPU buffer goes back to DALI when the tensor dies, while kernels may still be reading it: copy it.
-        with torch.cuda.stream(torch.cuda.Stream(self.device_id)) as stream:
+        with torch.cuda.stream(self._stream):
             copy = tensor.clone()
-            stream.synchronize()
+        self._stream.synchronize()
         return copy
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device_id)
 
 
 def _for_current_stream(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -61,8 +61,7 @@ class Source:
         ids = plan.ids[start:stop]
         begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
         names = [
-            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8)
-            for begin, end in zip(begins, ends, strict=True)
+            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
         ]
         if self._kind == "window":
             windows = plan.geometry.windows[start:stop]

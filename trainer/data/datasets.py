@@ -44,16 +44,13 @@ def open_datasets(config: Config) -> Datasets:
     if config.data.loader == "synthetic":
         made, size = config.data.synthetic, config.data.image_size
         train, val = (
-            synthetic_index(made.samples, classes=made.classes, size=size, split=split)
-            for split in ("train", "val")
+            synthetic_index(made.samples, classes=made.classes, size=size, split=split) for split in ("train", "val")
         )
     else:
         root = Path(config.data.root)
         train, val = load_index(root, "train"), load_index(root, "val")
     if train.classes != val.classes:
-        raise DataError(
-            f"train and val in {config.data.root} have different classes: run reste prepare folder again"
-        )
+        raise DataError(f"train and val in {config.data.root} have different classes: run reste prepare folder again")
     _check_expected(config, train, val)
     return Datasets(train, val)
 
@@ -83,7 +80,8 @@ def _check_expected(config: Config, train: Index, val: Index) -> None:
     ):
         if wanted is not None and wanted != found:
             raise DataError(
-                f"{config.data.root} holds {found} {what}, data.expect says {wanted}: complete the data, or set data.expect"
+                f"{config.data.root} holds {found} {what}, data.expect says {wanted}: complete the data, or set "
+                "data.expect"
             )
 
 

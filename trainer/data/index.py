@@ -218,9 +218,7 @@ def load_index(root: Path, split: str) -> Index:
             paths = Paths(arrays["path_blob"].tobytes(), arrays["path_offsets"])
             columns = {name: arrays[name] for name in _COLUMNS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"the {split} index of {root} cannot be read ({type(error).__name__}): {fix}"
-        ) from error
+        raise DataError(f"the {split} index of {root} cannot be read ({type(error).__name__}): {fix}") from error
     index = Index(split=split, paths=paths, classes=summary.classes, **columns)
     if index.digest != summary.digests[split]:
         raise DataError(f"the {split} index of {root} does not have the digest recorded for it: {fix}")

@@ -138,9 +138,7 @@ class TrainOrder:
         micro_first, micro_last = part(first, last, micro, self.accumulation)
         start, stop = part(micro_first, micro_last, self.rank, self.world)
         ids = permutation(self.seed, epoch, len(self.index))[start:stop]
-        words = random_words(
-            self.seed, STREAM_SAMPLE, epoch, start=start, rows=stop - start, width=WORDS_PER_SAMPLE
-        )
+        words = random_words(self.seed, STREAM_SAMPLE, epoch, start=start, rows=stop - start, width=WORDS_PER_SAMPLE)
         heights, widths = _sizes(self.index, ids)
         return Plan(
             epoch=epoch,
@@ -168,9 +166,7 @@ class EvalOrder:
         world: number of processes.
     """
 
-    def __init__(
-        self, index: Index, augment: Augment, *, batch_size: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, index: Index, augment: Augment, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
         _check_cut(batch_size, 1, rank, world)
         self.index = index
         self.augment = augment
@@ -208,6 +204,4 @@ def _sizes(index: Index, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int
 def _check_cut(batch_size: int, accumulation: int, rank: int, world: int) -> None:
     assert 0 <= rank < world, "rank must lie in the world"
     if batch_size < 1 or accumulation < 1 or accumulation > batch_size:
-        raise ConfigError(
-            f"train.batch_size={batch_size} cannot be cut into {accumulation} micro-batches: raise it"
-        )
+        raise ConfigError(f"train.batch_size={batch_size} cannot be cut into {accumulation} micro-batches: raise it")

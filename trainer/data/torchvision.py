@@ -100,7 +100,5 @@ class TorchvisionLoader:
             try:
                 pixels[position] = cut(open_rgb(self._index, self._root, sample), plan.geometry, position)
             except Exception as error:  # Pillow's decoders raise many kinds; all of them mean this file
-                raise file_fault(
-                    self._index, self._root, sample, rank=self._rank, reason=one_line(error)
-                ) from error
+                raise file_fault(self._index, self._root, sample, rank=self._rank, reason=one_line(error)) from error
         return plan, pixels, stop

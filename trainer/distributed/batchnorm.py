@@ -71,12 +71,13 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards those of a joint batch, unless that is empty."""
-        some = (count > 0).to(self.running_mean.dtype)
         self.num_batches_tracked += count > 0
-        rate = some / self.num_batches_tracked.clamp(min=1) if self.momentum is None else some * self.momentum
+        most = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(count.dtype)
+        # Counts are whole numbers: 0 if there is no batch, the rate otherwise.
+        rate = torch.clamp(count, max=most)
         unbiased = variance * (count / (count - 1).clamp(min=1))
-        self.running_mean.lerp_(mean.to(rate.dtype), rate)
-        self.running_var.lerp_(unbiased.to(rate.dtype), rate)
+        self.running_mean.lerp_(mean, rate)
+        self.running_var.lerp_(unbiased, rate)
 
     def extra_repr(self) -> str:
         """As of `nn.BatchNorm2d`, and the number of ranks."""

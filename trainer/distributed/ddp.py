@@ -48,7 +48,8 @@ class DdpEngine:
     Args:
         model: on its device, batch norms already converted.
         optimizer: over all trainable parameters of `model`.
-        precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast with float32 weights; fp16 scales the loss.
+        precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast with float32 weights; fp16 scales the
+            loss.
         clip_norm: largest gradient norm, or None.
         compile_for: this rank's full micro-batch size to compile for, or None for eager.
         device: the rank's device.
@@ -87,8 +88,9 @@ class DdpEngine:
     def settle(self, images: torch.Tensor) -> None:
         """Run one forward and backward that leave no trace, so that what DDP and the compiler decide once is decided.
 
-        DDP lays its gradient buckets out anew after the first backward. With three or more ranks the layout decides the order
-        of additions, so a run resumed at step k would otherwise round its first step differently from the uninterrupted one.
+        DDP lays its gradient buckets out anew after the first backward. With three or more ranks the layout decides
+        the order of additions, so a run resumed at step k would otherwise round its first step differently from the
+        uninterrupted one.
 
         Args:
             images: a full micro-batch, (B, C, H, W), any values.

@@ -22,8 +22,8 @@ _PR_SET_PDEATHSIG = 1
 def start_ranks(command: list[str], ranks: int) -> list[int]:
     """Run `command` once per rank on this machine, with torchrun's environment, until all have ended.
 
-    A rank that fails takes the others down. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are passed on to the ranks, which then have
-    60 s to save and leave.
+    A rank that fails takes the others down. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 are passed on to the ranks, which
+    then have 60 s to save and leave.
 
     Args:
         command: program and arguments of a rank.

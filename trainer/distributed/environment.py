@@ -144,9 +144,7 @@ def _check_ranges(found: Environment) -> None:
         ("local world size - 1", found.local_world_size - 1, "world size", found.world_size),
     ):
         if not 0 <= value < size:
-            raise ConfigError(
-                f"{name} {value} does not fit {size_name} {size} ({found.reason}): mend or unset these"
-            )
+            raise ConfigError(f"{name} {value} does not fit {size_name} {size} ({found.reason}): mend or unset these")
 
 
 def _check_agreement(environ: Mapping[str, str], found: Environment, task: Environment | None) -> None:

@@ -67,13 +67,13 @@ def global_moments(x: Tensor, group: BatchNormGroup) -> tuple[Tensor, Tensor, Te
     """
     mean, variance = _local_moments(x)
     count = mean.new_full((1,), x.numel() // x.shape[1])
-    rows = _gather(torch.cat((mean, variance, count)), group)
-    counts = rows[:, -1:]
-    means, variances = rows[:, :-1].chunk(2, dim=1)
+    rows = _gather(torch.cat((count, mean, variance)), group)
+    counts, means, variances = rows.split((1, x.shape[1], x.shape[1]), dim=1)
     total = counts.sum()
     share = counts / total.clamp(min=1)
     mean = (share * means).sum(0)
-    variance = (share * (variances + (means - mean).square())).sum(0)
+    apart = means - mean
+    variance = (share * torch.addcmul(variances, apart, apart)).sum(0)
     return mean, variance, total
 
 
@@ -98,31 +98,24 @@ class Normalise(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         """Gradients of x, weight and bias; a collective."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        g_sum, gh_sum = _gradient_sums(gradient, x, mean, variance, ctx.eps)
-        means = _sum(torch.cat((g_sum, gh_sum)), ctx.group) / count.clamp(min=1)
+        gh_sum, g_sum = _gradient_sums(gradient, x, weight, mean, variance, ctx.eps)
         slope = weight * torch.rsqrt(variance + ctx.eps)
-        dx = _input_gradient(gradient, x, mean, variance, slope, means, ctx.eps)
+        gh, g = _sum(torch.cat((gh_sum, g_sum)), ctx.group).view(2, -1) * (slope / -count)
+        # The two terms that are subtracted are an affine function of h, as batch norm's output is.
+        dx = F.batch_norm(x.to(mean.dtype), mean, variance, gh, g, training=False, eps=ctx.eps)
+        dx = dx.addcmul_(gradient, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
         return dx, gh_sum, g_sum, None, None, None, None, None
 
 
 def _gradient_sums(
-    gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """This rank's sum(g) and sum(g h) per channel, in one pass over both tensors."""
+    """This rank's sum(g h) and sum(g) per channel, in one pass over both tensors."""
     if x.numel() == 0:
         # Of the gradient: what does not depend on it the compiler moves to the forward pass, collectives included.
         zeros = gradient.sum([0, *range(2, x.ndim)], dtype=mean.dtype)
         return zeros, zeros
     _, gh_sum, g_sum = torch.ops.aten.native_batch_norm_backward(
-        gradient, x, torch.ones_like(mean), mean, variance, None, None, False, eps, [False, True, True]
+        gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
     )
-    return g_sum, gh_sum
-
-
-def _input_gradient(
-    gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, slope: Tensor, means: Tensor, eps: float
-) -> Tensor:
-    g_mean, gh_mean = (-slope * part for part in means.chunk(2))
-    # The two terms that are subtracted are an affine function of h, as batch norm's output is.
-    dx = F.batch_norm(x.to(mean.dtype), mean, variance, gh_mean, g_mean, training=False, eps=eps)
-    return dx.addcmul_(gradient, slope.view(-1, *[1] * (x.ndim - 2))).to(x.dtype)
+    return gh_sum, g_sum

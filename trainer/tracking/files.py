@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _CREDENTIALS = re.compile(r"(\w[\w+.-]*://)[^/@\s]+@")
-_SECRET = re.compile(
-    r"((?:^|[\s._-])[\w.-]*(?:password|passwd|secret|token|api_?key)[=:]\s*)\S+", re.IGNORECASE
-)
+_SECRET = re.compile(r"((?:^|[\s._-])[\w.-]*(?:password|passwd|secret|token|api_?key)[=:]\s*)\S+", re.IGNORECASE)
 _SECRET_OPTION = re.compile(r"--?[\w.-]*(?:password|passwd|secret|token|api-?_?key)", re.IGNORECASE)
 
 

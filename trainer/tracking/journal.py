@@ -91,9 +91,7 @@ class Journal:
             )
             return None
         if offset > 0 and os.pread(self._descriptor, 1, offset - 1) != b"\n":
-            raise DataError(
-                f"{self.path} does not belong to this checkpoint (byte {offset}): move it away to go on"
-            )
+            raise DataError(f"{self.path} does not belong to this checkpoint (byte {offset}): move it away to go on")
         lost = _keep(self.path, os.pread(self._descriptor, self._size - offset, offset))
         os.ftruncate(self._descriptor, offset)
         os.fsync(self._descriptor)
@@ -133,9 +131,7 @@ class Journal:
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
-            logger.warning(
-                "%s cannot be written (%s); lines wait in memory, free some space", self.path, error
-            )
+            logger.warning("%s cannot be written (%s); lines wait in memory, free some space", self.path, error)
         self._complained = True
 
 
@@ -187,10 +183,7 @@ def _end_of_last_line(descriptor: int) -> int:
 
 def _keep(path: Path, tail: bytes) -> Path:
     """Save a tail beside the journal under the next free number, on the disk before the journal is cut."""
-    taken = [
-        int(other.stem.rpartition("-")[2])
-        for other in path.parent.glob(f"{path.stem}.lost-[0-9]*{path.suffix}")
-    ]
+    taken = [int(other.stem.rpartition("-")[2]) for other in path.parent.glob(f"{path.stem}.lost-[0-9]*{path.suffix}")]
     lost = path.with_name(f"{path.stem}.lost-{max(taken, default=0) + 1}{path.suffix}")
     with lost.open("xb") as file:
         file.write(tail)

@@ -151,17 +151,13 @@ class MlflowSender:
         try:
             self._replay.upload()
         except Exception as error:  # every kind of artifact store raises its own
-            logger.warning(
-                "MLflow at %s does not take files (%s); metrics go on", redact(self.uri), reason(error)
-            )
+            logger.warning("MLflow at %s does not take files (%s); metrics go on", redact(self.uri), reason(error))
             return False
         return True
 
     def _failed(self, error: Exception) -> float | None:
         if is_lasting(error) or isinstance(error, UserError):
-            logger.warning(
-                "MLflow at %s refuses this run (%s): journalled only", redact(self.uri), reason(error)
-            )
+            logger.warning("MLflow at %s refuses this run (%s): journalled only", redact(self.uri), reason(error))
             return None
         if not self._failures:
             logger.warning(

@@ -58,15 +58,13 @@ class Recorder:
         journal_offset: int,
         resumed_from: Path | None,
     ) -> None:
-        """Cut the journal where the resumed state ends, write configuration and manifest, say that the run has begun."""
+        """Cut the journal where the resumed state ends, write configuration and manifest, say that the run begins."""
         self._step = step
         if not self.enabled:
             return
         lost = self._journal.cut(journal_offset)
         if lost is not None:
-            self._progress.note(
-                f"metrics after step {step} are made again; the old ones are kept in {lost.name}"
-            )
+            self._progress.note(f"metrics after step {step} are made again; the old ones are kept in {lost.name}")
         (self.directory / "result.json").unlink(missing_ok=True)
         (self.directory / "config.yaml").write_text(config_yaml, encoding="utf-8")
         manifest = build_manifest(
@@ -174,9 +172,7 @@ class Recorder:
             self._sender.close("FAILED", timeout_s=10.0)
 
     def _epoch(self) -> int:
-        return min(
-            -(-max(self._step, 1) // self._steps_per_epoch), -(-self._total_steps // self._steps_per_epoch)
-        )
+        return min(-(-max(self._step, 1) // self._steps_per_epoch), -(-self._total_steps // self._steps_per_epoch))
 
     def _write_status(self, state: State, *, exit_code: int | None = None, error: str | None = None) -> None:
         if not self.enabled:

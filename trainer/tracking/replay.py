@@ -131,9 +131,7 @@ class Replay:
 
     def _first_ms(self) -> int | None:
         path = self._target.journal_path
-        return (
-            next((_milliseconds(record) for _, record in read_journal(path)), None) if path.exists() else None
-        )
+        return next((_milliseconds(record) for _, record in read_journal(path)), None) if path.exists() else None
 
     def _record(self, batch: _Batch) -> None:
         self._sent.steps.update(batch.steps)

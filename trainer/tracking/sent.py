@@ -67,9 +67,7 @@ def mlflow_run(run_dir: Path) -> tuple[str, str] | None:
     entry = content["stores"].get(content["current"], {})
     if not entry.get("run_id"):
         return None
-    return resolve_uri(None if content["current"] == _DEFAULT else content["current"], run_dir), entry[
-        "run_id"
-    ]
+    return resolve_uri(None if content["current"] == _DEFAULT else content["current"], run_dir), entry["run_id"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,7 +77,5 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {"version": 1, "current": _DEFAULT, "stores": {}}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(
-            f"{path} is damaged: delete it, and the journal is sent to a new MLflow run"
-        ) from None
+        raise DataError(f"{path} is damaged: delete it, and the journal is sent to a new MLflow run") from None
     return content

@@ -81,9 +81,7 @@ class MlflowStore:
         found = self._client.search_runs([self._experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
-        run = self._client.create_run(
-            self._experiment_id, start_time=start_ms, run_name=name, tags={_KEY_TAG: key}
-        )
+        run = self._client.create_run(self._experiment_id, start_time=start_ms, run_name=name, tags={_KEY_TAG: key})
         return str(run.info.run_id)
 
     def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -114,9 +112,7 @@ class MlflowStore:
         """Set or replace tags."""
         from mlflow.entities import RunTag
 
-        for part in _parts(
-            [RunTag(clean_name(key), value[:_MAX_VALUE]) for key, value in tags.items()], _MAX_PAIRS
-        ):
+        for part in _parts([RunTag(clean_name(key), value[:_MAX_VALUE]) for key, value in tags.items()], _MAX_PAIRS):
             self._client.log_batch(run_id, tags=part)
 
     def has_point(self, run_id: str, key: str, step: int) -> bool:

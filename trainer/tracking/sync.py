@@ -41,9 +41,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = redact(
-                value if isinstance(value, str) else json.dumps(value, default=str)
-            )
+            flat[f"{prefix}{key}"] = redact(value if isinstance(value, str) else json.dumps(value, default=str))
     return flat
 
 
@@ -69,9 +67,7 @@ def sync_run(run_dir: Path, *, uri: str | None = None, timeout_s: float = 60.0) 
     """
     replay = Replay(_target(run_dir, uri))
     last = read_status(run_dir)
-    status = (
-        None if last is not None and last.alive() else _END[last.state if last is not None else "running"]
-    )
+    status = None if last is not None and last.alive() else _END[last.state if last is not None else "running"]
     deadline = time.monotonic() + timeout_s
     try:
         while not _attempt(replay, status, final=time.monotonic() >= deadline):
@@ -96,14 +92,10 @@ def _attempt(replay: Replay, status: str | None, *, final: bool) -> bool:
     except Exception as error:  # MLflow raises anything
         if is_lasting(error):
             fix = "restore it, or delete tracking.json in the run folder to send it to a new MLflow run"
-            raise UserError(
-                f"MLflow at {redact(replay.uri)} refuses this run: {reason(error)}; {fix}"
-            ) from None
+            raise UserError(f"MLflow at {redact(replay.uri)} refuses this run: {reason(error)}; {fix}") from None
         if final:
             fix = "start it or name another store with --uri"
-            raise UserError(
-                f"MLflow at {redact(replay.uri)} cannot be reached: {reason(error)}; {fix}"
-            ) from None
+            raise UserError(f"MLflow at {redact(replay.uri)} cannot be reached: {reason(error)}; {fix}") from None
         return False
     return True
 
@@ -116,9 +108,7 @@ def _target(run_dir: Path, uri: str | None) -> Target:
         config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
         tracking, name = config["tracking"], config["run"]["name"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
-        raise DataError(
-            f"{run_dir / 'config.yaml'} is not a run's configuration: name the folder of a run"
-        ) from None
+        raise DataError(f"{run_dir / 'config.yaml'} is not a run's configuration: name the folder of a run") from None
     return Target(
         run_dir=run_dir,
         journal_path=journal,

@@ -53,9 +53,7 @@ def prepare_digits(root: Path, *, workers: int | None = None, progress: Progress
 
 
 def _check_there(root: Path) -> Summary:
-    refusal = DataError(
-        f"{root} is not empty and does not hold the digits: choose another folder, or remove it"
-    )
+    refusal = DataError(f"{root} is not empty and does not hold the digits: choose another folder, or remove it")
     try:
         summary = load_summary(root)
     except DataError:

@@ -61,9 +61,7 @@ def prepare_folder(
         try:
             if bad and not skip_bad:
                 raise _refusal(root, bad, len(facts))
-            indexes = [
-                _index(split, images, layout.classes, facts) for split, images in layout.images.items()
-            ]
+            indexes = [_index(split, images, layout.classes, facts) for split, images in layout.images.items()]
         except DataError:
             _forget(folder, len(facts))
             raise
@@ -105,14 +103,11 @@ def _refusal(root: Path, bad: Sequence[OddFile], files: int) -> DataError:
     named = "; ".join(f"{root / file.path} ({file.what})" for file in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return DataError(
-        f"{len(bad)} of {files} files cannot be used: {named}{more}: "
-        "replace them, or leave them out with --skip-bad"
+        f"{len(bad)} of {files} files cannot be used: {named}{more}: replace them, or leave them out with --skip-bad"
     )
 
 
-def _index(
-    split: str, images: Sequence[tuple[str, int]], classes: list[str], facts: dict[str, FileFacts]
-) -> Index:
+def _index(split: str, images: Sequence[tuple[str, int]], classes: list[str], facts: dict[str, FileFacts]) -> Index:
     usable = [(name, label, facts[name]) for name, label in images if facts[name].bad is None]
     labels = np.array([label for _, label, _ in usable], dtype=np.int64)
     absent = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)

@@ -35,8 +35,8 @@ def read_labels(file: Path, classes: Sequence[str]) -> dict[str, int]:
 
     Lines are `name label`, separated by blanks or tabs, in a CSV file by commas; what follows the label is
     ignored, and so is the header of a CSV file. A label is the name of a class or, if no class is called so,
-    the 0-based number of a class in sorted order. The Kaggle competition's CSV (`ImageId,PredictionString`) is
-    of this form.
+    the 0-based number of a class in sorted order. The CSV of the Kaggle competition (`ImageId,PredictionString`)
+    is of this form.
 
     Raises:
         DataError: a line cannot be understood or contradicts another, naming file and line.

@@ -41,18 +41,14 @@ def find_images(root: Path, *, val_labels: Path | None = None) -> Layout:
     """
     for folder in (root, root / "train", root / "val"):
         if not folder.is_dir():
-            raise DataError(
-                f"{folder} does not exist: images belong in {root}/train/CLASS/ and {root}/val/CLASS/"
-            )
+            raise DataError(f"{folder} does not exist: images belong in {root}/train/CLASS/ and {root}/val/CLASS/")
     ignored: list[OddFile] = []
     classes = _class_folders(root / "train")
     if not classes:
         raise DataError(f"{root / 'train'} has no class folders: images belong in {root}/train/CLASS/")
     train = _sorted_split(root, "train", classes, ignored)
     label_file = find_label_file(root, val_labels)
-    if label_file is not None and (
-        val_labels is not None or set(_class_folders(root / "val")) != set(classes)
-    ):
+    if label_file is not None and (val_labels is not None or set(_class_folders(root / "val")) != set(classes)):
         val = _flat_split(root, label_file, classes, ignored)
     else:
         _check_same_classes(root, classes)
@@ -61,9 +57,7 @@ def find_images(root: Path, *, val_labels: Path | None = None) -> Layout:
 
 
 def _class_folders(split: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _check_same_classes(root: Path, classes: Sequence[str]) -> None:
@@ -75,15 +69,11 @@ def _check_same_classes(root: Path, classes: Sequence[str]) -> None:
         )
     missing, foreign = sorted(set(classes) - found), sorted(found - set(classes))
     if missing or foreign:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(foreign)} besides"] * bool(
-            foreign
-        )
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(foreign)} besides"] * bool(foreign)
         raise DataError(f"{root / 'val'} {' and '.join(parts)}: train/ and val/ need the same class folders")
 
 
-def _sorted_split(
-    root: Path, split: str, classes: Sequence[str], ignored: list[OddFile]
-) -> list[tuple[str, int]]:
+def _sorted_split(root: Path, split: str, classes: Sequence[str], ignored: list[OddFile]) -> list[tuple[str, int]]:
     images: list[tuple[str, int]] = []
     empty = []
     for label, name in enumerate(classes):
@@ -99,9 +89,7 @@ def _sorted_split(
     return images
 
 
-def _flat_split(
-    root: Path, label_file: Path, classes: Sequence[str], ignored: list[OddFile]
-) -> list[tuple[str, int]]:
+def _flat_split(root: Path, label_file: Path, classes: Sequence[str], ignored: list[OddFile]) -> list[tuple[str, int]]:
     labels = read_labels(label_file, classes)
     paths = list(_images_below(root, "val", ignored))
     images, unlabelled, used = [], [], set()
@@ -120,9 +108,7 @@ def _flat_split(
         raise DataError(f"{label_file} {' and '.join(parts)}: images of val/ and lines must match one to one")
     missing = sorted(set(range(len(classes))) - {label for _, label in images})
     if missing:
-        raise DataError(
-            f"{root / 'val'} has no images of class {_some([classes[i] for i in missing])}: add images"
-        )
+        raise DataError(f"{root / 'val'} has no images of class {_some([classes[i] for i in missing])}: add images")
     return images
 
 

@@ -86,17 +86,12 @@ def scan(
 
     def look(chunk: Sequence[str]) -> list[tuple[FileFacts, bool]]:
         recalled = [memory.recall(root, name) for name in chunk]
-        return [
-            (facts or check_file(root / name), facts is None)
-            for name, facts in zip(chunk, recalled, strict=True)
-        ]
+        return [(facts or check_file(root / name), facts is None) for name, facts in zip(chunk, recalled, strict=True)]
 
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     results: list[FileFacts] = []
     with pillow_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="check") as executor:
-        for chunk, looked in zip(
-            chunks, ordered_map(executor, look, chunks, window=4 * workers), strict=True
-        ):
+        for chunk, looked in zip(chunks, ordered_map(executor, look, chunks, window=4 * workers), strict=True):
             new = [(name, facts) for name, (facts, is_new) in zip(chunk, looked, strict=True) if is_new]
             memory.keep([name for name, _ in new], [facts for _, facts in new])
             results += (facts for facts, _ in looked)

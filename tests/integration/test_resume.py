@@ -1,0 +1,72 @@
+"""A run killed twice in one epoch ends bit for bit where the uninterrupted one ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainings import QUICK, SMALL, Life, metrics, records, reste
+
+STEPS = 24  # of the 31 steps of the first epoch
+BASE = [*SMALL, f"train.max_steps={STEPS}", "checkpoint.every=5", "eval.every=12"]
+PLAIN: tuple[str, ...] = ()
+MIXED = ("train.precision=fp16", "train.ema=0.9", "train.clip_norm=1.0", "train.accumulation=2", "log.every=4")
+
+
+def arguments(runs: Path, name: str, digits: Path, ranks: int, extra: tuple[str, ...]) -> list[str]:
+    return [str(QUICK), *BASE, *extra, f"data.root={digits}", f"run.dir={runs}", f"run.name={name}", f"--nproc={ranks}"]
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return bool(left == right)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("ranks", "extra"),
+    [
+        pytest.param(1, PLAIN, id="1-rank", marks=pytest.mark.slow),
+        pytest.param(2, PLAIN, id="2-ranks"),
+        pytest.param(3, PLAIN, id="3-ranks", marks=pytest.mark.slow),
+        pytest.param(2, MIXED, id="2-ranks-fp16-ema-clip-accumulation", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_twice_equals_the_uninterrupted_one(
+    tmp_path: Path, digits: Path, ranks: int, extra: tuple[str, ...]
+) -> None:
+    whole = reste("train", *arguments(tmp_path, "whole", digits, ranks, extra))
+    assert whole.returncode == 0, whole.stderr
+
+    command = arguments(tmp_path, "killed", digits, ranks, extra)
+    run = tmp_path / "killed"
+    journal, log = run / "journal.jsonl", tmp_path / "log.txt"
+    for step in (8, 17):
+        with Life(*command, log=log) as life:
+            life.wait_for_step(journal, step)
+            life.kill()
+    last = reste("train", *command)
+    assert last.returncode == 0, last.stderr
+
+    # It did resume, both times, and not from the beginning.
+    resumed = [r for path in [*sorted(run.glob("journal.lost-*.jsonl")), journal] for r in records(path)]
+    steps = [r["step"] for r in resumed if r.get("event") == "resumed"]
+    assert len(steps) == 2
+    assert 0 < steps[0] < steps[1] < STEPS
+    assert not [r for r in records(tmp_path / "whole" / "journal.jsonl") if r.get("event") == "resumed"]
+
+    assert metrics(journal) == metrics(tmp_path / "whole" / "journal.jsonl")
+    final = f"checkpoints/step_{STEPS:08d}"
+    stems = ["model", "engine", *(["ema"] if "train.ema=0.9" in extra else [])]
+    for stem in stems:
+        left, right = (torch.load(tmp_path / n / final / f"{stem}.pt", weights_only=True) for n in ("whole", "killed"))
+        assert equal(left, right), stem
+    if "ema" in stems:
+        assert torch.load(run / final / "engine.pt", weights_only=True)["scaler"]["scale"] > 0

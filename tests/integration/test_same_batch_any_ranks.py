@@ -1,0 +1,71 @@
+"""The same global batch gives the same training, however many ranks share it."""
+
+from __future__ import annotations
+
+import pytest
+from spawn import run_ranks
+from trainings import QUICK, SMALL, losses, train_here
+
+STEPS = 20
+# 343 images in batches of 48: seven full ones and one of 7 images, which 2 and 3 ranks share unevenly.
+BINARY = (
+    *SMALL,
+    "data.loader=synthetic",
+    "data.synthetic={samples: 343, classes: 10}",
+    "train.precision=fp64",
+    f"train.max_steps={STEPS}",
+    "eval.every=0",
+    "checkpoint.every=0",
+)
+# A network without batch norm, for which two micro-batches are one batch.
+TRANSFORMER = (
+    *BINARY,
+    "model.name=test_vit",
+    "data.image_size=160",
+    "augment.crop=none",
+    "train.max_steps=2",
+    "train.batch_size=7",
+    "data.synthetic={samples: 14, classes: 10}",
+    "estimator={threshold: null, knee: null}",
+)
+RUNS = {
+    1: {"binary": BINARY, "transformer": TRANSFORMER},
+    2: {
+        "binary": BINARY,
+        "unsynchronised": (*BINARY, "batchnorm.sync=off"),
+        "transformer": (*TRANSFORMER, "train.accumulation=3"),
+    },
+    3: {"binary": BINARY},
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[float]]:
+    """Losses by (number of ranks, run)."""
+    folder = tmp_path_factory.mktemp("runs")
+    collected = {}
+    for world, runs in RUNS.items():
+        commands = [[*overrides, f"run.dir={folder}", f"run.name={name}{world}"] for name, overrides in runs.items()]
+        codes = run_ranks(train_here, world, str(QUICK), *commands, timeout_s=280, join=False)
+        assert codes == [[0] * len(runs)] * world
+        for name in runs:
+            collected[world, name] = losses(folder / f"{name}{world}" / "journal.jsonl")
+    return collected
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_synchronised_batchnorm_makes_ranks_equal_to_one(found: dict[tuple[int, str], list[float]], world: int) -> None:
+    assert len(found[1, "binary"]) == STEPS
+    assert found[world, "binary"] == pytest.approx(found[1, "binary"], abs=1e-9, rel=0)
+
+
+def test_plain_batchnorm_does_not(found: dict[tuple[int, str], list[float]]) -> None:
+    pairs = zip(found[2, "unsynchronised"], found[1, "binary"], strict=True)
+    assert max(abs(a - b) for a, b in pairs) > 1e-3
+
+
+def test_accumulation_over_uneven_ranks_gives_the_gradient_of_the_whole_batch(
+    found: dict[tuple[int, str], list[float]],
+) -> None:
+    assert len(found[1, "transformer"]) == 2
+    assert found[2, "transformer"] == pytest.approx(found[1, "transformer"], abs=1e-9, rel=0)

@@ -1,0 +1,133 @@
+"""Whole runs of the real program for tests: in processes of their own, killed when a test says so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ROOT / "configs" / "quickstart.yaml"
+SMALL = (
+    "data.image_size=16",
+    "train.compile=false",
+    "train.batch_size=48",
+    "log.every=1",
+    "log.indicators_every=4",
+    "tracking.enabled=false",
+)
+"""A fast variant of the quickstart that writes every step to its journal."""
+
+
+def environment() -> dict[str, str]:
+    """The environment of a user's shell: no launcher's variables."""
+    prefixes = ("SLURM_", "TORCHELASTIC_", "RESTE_")
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(prefixes) and k not in names}
+    return kept | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+
+
+def reste(*arguments: object, timeout_s: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end; both streams are captured."""
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        env=environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+class Life:
+    """One start of `reste train` in a session of its own."""
+
+    def __init__(self, *arguments: object, log: Path) -> None:
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "launch", "train", *map(str, arguments)],
+                env=environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for_step(self, journal: Path, step: int, timeout_s: float = 240) -> None:
+        """Return once the journal tells of a step beyond `step`."""
+        deadline = time.monotonic() + timeout_s
+        while last_step(journal) < step:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}"
+            assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """SIGKILL to the launcher and all its ranks."""
+        # Ranks are sessions of their own: they are found by their parents.
+        for pid in [*descendants(self.process.pid), self.process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Life:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, from /proc."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = []
+    waiting = [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def records(journal: Path) -> list[dict[str, Any]]:
+    """Whole lines of a journal, read with nothing but json."""
+    if not journal.exists():
+        return []
+    lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def last_step(journal: Path) -> int:
+    """The highest step that the journal has metrics of."""
+    return max((r["step"] for r in records(journal) if r["type"] == "metrics"), default=-1)
+
+
+def metrics(journal: Path) -> list[tuple[int, dict[str, float]]]:
+    """Every metric in order, times aside."""
+    kept = []
+    for record in records(journal):
+        if record["type"] == "metrics":
+            values = {k: v for k, v in record["metrics"].items() if not k.startswith("perf/")}
+            kept.append((record["step"], values))
+    return kept
+
+
+def losses(journal: Path) -> list[float]:
+    """The training loss of every step."""
+    return [values["train/loss"] for _, values in metrics(journal) if "train/loss" in values]
+
+
+def train_here(config: str, *runs: list[str]) -> list[int]:
+    """Train one run after the other as the rank that the environment describes. Top level, for `spawn.run_ranks`."""
+    from trainer.main import run_rank
+
+    return [run_rank(Path(config), overrides) for overrides in runs]
