@@ -132,13 +132,6 @@ def create_orders(config: Config, data: datasets.Datasets, environment: Environm
     return train, EvalOrder(data.val, augment, batch_size=batch_size, rank=rank, world=world)
 
 
-def full_micro_batch(order: TrainOrder) -> list[int]:
-    """How many images of a full micro-batch each rank takes."""
-    _, size = part(0, order.batch_size, 0, order.accumulation)
-    bounds = (part(0, size, rank, order.world) for rank in range(order.world))
-    return [stop - start for start, stop in bounds]
-
-
 def batchnorm_ranks(config: Config, environment: Environment) -> int:
     """How many ranks share batch statistics; 1 for each its own."""
     sync, world = config.batchnorm.sync, environment.world_size
@@ -184,6 +177,7 @@ def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Pla
         total_steps=total,
         end_step=min(total, config.train.max_steps or total),
         accumulation=config.train.accumulation,
+        micro_batch=part(0, config.train.batch_size, 0, config.train.accumulation)[1],
         log_every=log_every,
         indicators_every=steps(config.log.indicators_every),
         eval_every=steps(config.eval.every),
@@ -201,13 +195,14 @@ def create_engine(
     device: torch.device,
 ) -> tuple[DdpEngine, Pixels]:
     """The engine, settled on this rank's full micro-batch, and the preparation of its images."""
-    micro_batch = full_micro_batch(order)[order.rank]
+    _, micro_batch = part(0, order.batch_size, 0, order.accumulation)
+    start, stop = part(0, micro_batch, order.rank, order.world)
     engine = DdpEngine(
         model,
         optimizer,
         precision=config.train.precision,
         clip_norm=config.train.clip_norm,
-        compile_for=micro_batch if config.train.compile else None,
+        compile=config.train.compile,
         device=device,
     )
     pixels = Pixels(
@@ -217,7 +212,7 @@ def create_engine(
         mean=config.augment.mean,
         std=config.augment.std,
     )
-    engine.settle(pixels.blank(micro_batch, config.data.image_size))
+    engine.settle(pixels.blank(stop - start, config.data.image_size))
     return engine, pixels
 
 

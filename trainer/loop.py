@@ -54,7 +54,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
         batch = run.feed.take()
         images, labels = run.pixels(batch)
         with run.engine.accumulate(last=micro == micro_batches - 1):
-            logits = run.engine.forward(images)
+            logits = run.engine.forward(images, whole=batch.plan.global_count == run.plan.micro_batch)
             loss = cross_entropy_sum(logits, labels, smoothing=run.config.train.label_smoothing)
             # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
             run.engine.backward(loss * (run.environment.world_size / batch.plan.global_batch_count))

@@ -33,6 +33,7 @@ class Plan:
         total_steps: steps of the schedules.
         end_step: where this run ends; before `total_steps` if `train.max_steps` says so.
         accumulation: micro-batches per step.
+        micro_batch: images of a whole micro-batch, over all ranks.
         log_every, indicators_every, eval_every, checkpoint_every: steps between them, 0 for never.
         read_every: steps between host reads of the finite guard and agreements to stop.
     """
@@ -41,6 +42,7 @@ class Plan:
     total_steps: int
     end_step: int
     accumulation: int
+    micro_batch: int
     log_every: int
     indicators_every: int
     eval_every: int

@@ -10,7 +10,7 @@ from spawn import run_ranks
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.distributed import collectives
+from trainer.distributed import collectives, statistics
 from trainer.distributed.batchnorm import SyncBatchNorm, convert_batchnorm, make_bn_group
 from trainer.distributed.statistics import BatchNormGroup
 
@@ -153,6 +153,19 @@ class MessageCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def many_ranks_path(group: BatchNormGroup, rank: int) -> tuple[Tensor, Tensor]:
+    """Input gradients with sums that are gathered, and with sums that are reduced as in large groups."""
+    gradients = []
+    for limit in (statistics._GATHERED_SUM, 0):
+        statistics._GATHERED_SUM = limit
+        x, gradient = (tensor[bounds((4, 3), rank)] for tensor in joint_batch(DEFAULTS, 0, 7))
+        x.requires_grad_()
+        convert_batchnorm(plain_norm(DEFAULTS), group)(x).backward(gradient)
+        assert x.grad is not None
+        gradients.append(x.grad)
+    return gradients[0], gradients[1]
+
+
 def corners() -> dict[str, Any]:
     rank, group = collectives.rank(), make_bn_group(2)
     assert group
@@ -167,7 +180,15 @@ def corners() -> dict[str, Any]:
     with MessageCounter() as backward:
         y.sum().backward()
     messages = (forward.messages, backward.messages)
-    return {"dtypes": dtypes, "unchanged": unchanged, "alone": alone, "finite": finite, "messages": messages}
+    gathered, reduced = many_ranks_path(group, rank)
+    return {
+        "paths": (gathered, reduced),
+        "dtypes": dtypes,
+        "unchanged": unchanged,
+        "alone": alone,
+        "finite": finite,
+        "messages": messages,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +217,12 @@ def test_a_joint_batch_of_one_value_stays_finite(two_ranks: list) -> None:
     shapes = [found["alone"].shape for found in two_ranks]
     assert shapes == [(1, 4, 1, 1), (0, 4, 1, 1)]
     assert not two_ranks[0]["alone"].isnan().any()
+
+
+def test_large_groups_compute_the_same_gradient(two_ranks: list) -> None:
+    for gathered, reduced in (found["paths"] for found in two_ranks):
+        assert (gathered - reduced).abs().max() < 1e-14
+        assert gathered.abs().max() > 0.1
 
 
 def test_one_message_forward_and_one_backward(two_ranks: list) -> None:

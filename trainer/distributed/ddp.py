@@ -18,21 +18,28 @@ Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 BUCKET_MB = 10
 
 
-class _CompiledWhereFull(nn.Module):
-    """The compiled model for the one full micro-batch shape, the plain model for an epoch's smaller last batch.
+class _CompiledWhereWhole(nn.Module):
+    """The compiled model for whole micro-batches, the plain model for an epoch's smaller last one.
 
-    A second shape would mean a second compilation, which costs more than the few steps that it serves.
+    A second shape would mean a second compilation, which costs more than the few steps that it serves. All ranks choose
+    alike: a compiler may reorder collectives, so that a compiled rank and a plain one could wait for each other.
     """
 
-    def __init__(self, model: nn.Module, full_batch: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.full_batch = full_batch
         self.compiled = torch.compile(model, dynamic=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.shape[0] == self.full_batch:
-            return self.compiled(images)
+    def forward(self, images: torch.Tensor, whole: bool) -> torch.Tensor:
+        return self.compiled(images) if whole else self.model(images)
+
+
+class _Plain(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor, whole: bool) -> torch.Tensor:
         return self.model(images)
 
 
@@ -51,7 +58,7 @@ class DdpEngine:
         precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast with float32 weights; fp16 scales the
             loss.
         clip_norm: largest gradient norm, or None.
-        compile_for: this rank's full micro-batch size to compile for, or None for eager.
+        compile: compile the model for whole micro-batches.
         device: the rank's device.
     """
 
@@ -62,7 +69,7 @@ class DdpEngine:
         *,
         precision: Precision,
         clip_norm: float | None,
-        compile_for: int | None,
+        compile: bool,
         device: torch.device,
     ) -> None:
         self.module = model
@@ -73,7 +80,7 @@ class DdpEngine:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._fused = bool(optimizer.defaults.get("fused"))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._forward: nn.Module = model if compile_for is None else _CompiledWhereFull(model, compile_for)
+        self._forward: nn.Module = _CompiledWhereWhole(model) if compile else _Plain(model)
         self._ddp: DistributedDataParallel | None = None
         if collectives.world_size() > 1:
             self._ddp = DistributedDataParallel(
@@ -93,13 +100,13 @@ class DdpEngine:
         uninterrupted one.
 
         Args:
-            images: a full micro-batch, (B, C, H, W), any values.
+            images: this rank's share of a whole micro-batch, (B, C, H, W), any values.
         """
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         for _ in range(2 if self._ddp else 1):
             with self.accumulate(last=True):
                 # Times zero would not do: a non-finite activation of random weights would leave NaN in fp16's scaler.
-                self.forward(images).float().mean().backward()
+                self.forward(images, whole=True).float().mean().backward()
             self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
@@ -111,10 +118,10 @@ class DdpEngine:
         with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
             yield
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
         """See `Engine.forward`."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            return self._forward(images)
+            return self._forward(images, whole)
 
     def backward(self, loss: torch.Tensor) -> None:
         """See `Engine.backward`."""

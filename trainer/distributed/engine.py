@@ -18,8 +18,11 @@ class Engine(Protocol):
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward of one micro-batch; gradients are exchanged in the last one."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) normalised images to (B, classes) logits, in the run's precision."""
+    def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
+        """(B, C, H, W) normalised images to (B, classes) logits, in the run's precision.
+
+        `whole` says, alike on all ranks, whether this is a micro-batch of the usual size; what was compiled serves that.
+        """
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a scalar loss that is this rank's share of the global mean times the world size."""
