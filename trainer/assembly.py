@@ -29,6 +29,7 @@ from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
 from trainer.run import Plan, Run, State
 from trainer.stopping import Stopper
+from trainer.tracking.address import resolve_uri
 from trainer.tracking.recorder import Recorder
 
 
@@ -56,6 +57,7 @@ def build(config: Config) -> Run:
 def _build(config: Config, environment: Environment, device: torch.device, undo: ExitStack) -> Run:
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
+        resolve_uri(config.tracking.uri, config.run_dir)
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
-import pytest
 from spawn import run_ranks
 from trainings import QUICK, SMALL, Life, reste, train_here
 
@@ -27,24 +28,41 @@ def train(digits: Path, runs: Path, *extra: str) -> list[str]:
     return ["train", str(QUICK), *SMALL, f"data.root={digits}", f"run.dir={runs}", "run.name=x", *extra]
 
 
-@pytest.mark.parametrize(
-    ("extra", "code", "says"),
-    [
-        ("data.root=nowhere", 3, "reste prepare folder nowhere"),
-        ("train.batch_size=1443", 2, "larger than the training set of 1442"),
-        ("model.name=resnet20_1w1b", 2, "did you mean resnet20_1w1a"),
-        ("estimator.name=rest", 2, "did you mean 'reste'"),
-        ("optim.name=sdg", 2, "optim.name='sdg'"),
-        ("train.epoch=3", 2, "did you mean train.epochs"),
-        ("train.batch_size=131", 2, "train.drop_last=true"),
-        ("model.init=nothing", 2, "no checkpoint"),
-        ("model.num_classes=3", 2, "leave it null"),
-        ("tracking={enabled: true, uri: file:/tmp/x}", 2, "sqlite:///"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and "=" in value else "",
-)
-def test_a_wrong_value_is_refused_in_one_line(tmp_path: Path, digits: Path, extra: str, code: int, says: str) -> None:
-    refuse(code, *train(digits, tmp_path / "runs", extra), says=says, runs=tmp_path / "runs")
+WRONG_VALUES = {
+    "data.root=nowhere": (3, "data root nowhere does not exist: set data.root"),
+    "train.batch_size=1443": (2, "larger than the training set of 1442"),
+    "model.name=resnet20_1w1b": (2, "did you mean resnet20_1w1a"),
+    "estimator.name=rest": (2, "did you mean 'reste'"),
+    "optim.name=sdg": (2, "optim.name='sdg'"),
+    "train.epoch=3": (2, "did you mean train.epochs"),
+    "train.batch_size=131": (2, "train.drop_last=true"),
+    "model.init=nothing": (2, "no checkpoint"),
+    "model.num_classes=3": (2, "leave it null"),
+    "tracking={enabled: true, uri: file:/tmp/x}": (2, "sqlite:///"),
+    "resume=nothing": (2, "no checkpoint"),
+}
+
+
+def collect(config: str, runs: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and standard error of each start, as a rank of its own; top level, for `run_ranks`."""
+    found = []
+    for overrides in runs:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = train_here(config, overrides)[0]
+        found.append((code, errors.getvalue()))
+    return found
+
+
+def test_a_wrong_value_is_refused_in_one_line_and_leaves_no_run(tmp_path: Path, digits: Path) -> None:
+    commands = [train(digits, tmp_path / "runs", value)[2:] for value in WRONG_VALUES]
+    [found] = run_ranks(collect, 1, str(QUICK), commands, timeout_s=200, join=False)
+    for (value, (code, says)), (got, errors) in zip(WRONG_VALUES.items(), found, strict=True):
+        assert got == code, (value, errors)
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, (value, errors)
+        assert says in lines[0], value
+        assert "Traceback" not in errors, value
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_two_ranks_say_it_once(tmp_path: Path, digits: Path) -> None:
@@ -88,7 +106,7 @@ def test_a_run_folder_in_use_and_another_models_checkpoint(tmp_path: Path, digit
         life.wait_for_step(runs / "x" / "journal.jsonl", 5)
         refuse(2, *train(digits, runs), says="in use by another process")
     assert '"running"' in (runs / "x" / "status.json").read_text()
-    refuse(2, *train(digits, runs, "optim.lr=0.1"), says="optim.lr: 0.05 -> 0.1")
+    refuse(2, *train(digits, runs, "optim.lr=0.2"), says="optim.lr: 0.1 -> 0.2")
     other = ("run.name=y", f"model.init={runs / 'x'}", "model.name=resnet20_bireal_1w1a")
     refuse(2, *train(digits, runs, *other, "model.activation_bits=32", "model.name=vgg_small_1w1a"), says="another model")
     assert not (runs / "y").exists()
