@@ -65,11 +65,12 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
     collectives.check_equal("data set", data.digest)
     group_size = batchnorm_ranks(config, environment)
     with collectives.agreed_errors():
-        check_smallest_batch(order, group_size)
+        check_smallest_batch(order, model, group_size)
     model = convert_batchnorm(model, make_bn_group(group_size))
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        optimizer, roles = create_optimizer(model, config.optim, fused=True)
+        # The loss scaler skips steps; torch's fused SGD leaves its momentum uninitialised if the first one is skipped.
+        optimizer, roles = create_optimizer(model, config.optim, fused=config.train.precision != "fp16")
         loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -145,24 +146,26 @@ def batchnorm_ranks(config: Config, environment: Environment) -> int:
     return choose_group_size(sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size)
 
 
-def check_smallest_batch(order: TrainOrder, group_size: int) -> None:
-    """Refuse an epoch whose last batch leaves some ranks that share batch statistics with a single image.
+def check_smallest_batch(order: TrainOrder, model: nn.Module, group_size: int) -> None:
+    """Refuse an epoch whose last batch gives some ranks that share batch statistics too little to have any.
+
+    Batch norm of images needs one image, batch norm of vectors (a head's) needs two.
 
     Raises:
         ConfigError: naming what to change.
     """
-    for size in {order.batch_size, order.last_batch_size}:
+    least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1
+    for size in (order.batch_size, order.last_batch_size):
         for micro in range(order.accumulation):
             bounds = part(0, size, micro, order.accumulation)
             for first in range(0, order.world, group_size):
                 start, _ = part(*bounds, first, order.world)
                 _, stop = part(*bounds, first + group_size - 1, order.world)
-                if stop - start == 1 or (stop == start and group_size == 1):
+                if stop - start < least:
                     raise ConfigError(
-                        f"a batch of {size} images (the last of an epoch, if smaller than train.batch_size) leaves a "
-                        "rank's batch norm "
-                        f"{stop - start} of them: change train.batch_size, use batchnorm.sync=world, or set "
-                        "train.drop_last=true"
+                        f"an epoch ends in a batch of {size} images, of which some ranks' batch norm gets "
+                        f"{stop - start} and needs {least}: set train.drop_last=true, change train.batch_size, or use "
+                        "batchnorm.sync=world"
                     )
 
 

@@ -31,9 +31,11 @@ class FiniteGuard:
             NonFiniteError: some step since the start was not finite; no weight has moved since.
         """
         if self._blocked.item():
-            raise NonFiniteError(
-                f"loss or gradient is not finite at step {int(self._first_step)}; no weight has moved since the "
-                "step before. "
-                "Lower optim.lr, lengthen optim.warmup or set train.clip_norm, and start again: it goes on from "
+            error = NonFiniteError(
+                f"loss or gradient is not finite at step {int(self._first_step)}; no weight has moved since the step "
+                "before. Lower optim.lr, lengthen optim.warmup or set train.clip_norm, and start again: it goes "
+                "on from "
                 "the last checkpoint"
             )
+            error.everywhere = True
+            raise error

@@ -58,7 +58,7 @@ def _train(config: Config) -> int:
         return result.exit_code
     except Exception as error:
         log.info("failed: %s", error, exc_info=not isinstance(error, UserError))  # for the log file
-        if not is_lost_peer(error):
+        if not is_lost_peer(error) and (run.environment.rank == 0 or not getattr(error, "everywhere", False)):
             note_failure(run.directory, getattr(error, "exit_code", EXIT_BUG), first_line(error))
         raise
     finally:

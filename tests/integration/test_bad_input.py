@@ -35,7 +35,7 @@ WRONG_VALUES = {
     "estimator.name=rest": (2, "did you mean 'reste'"),
     "optim.name=sdg": (2, "optim.name='sdg'"),
     "train.epoch=3": (2, "did you mean train.epochs"),
-    "train.batch_size=131": (2, "train.drop_last=true"),
+    "train={batch_size: 131, accumulation: 2}": (2, "train.drop_last=true"),
     "model.init=nothing": (2, "no checkpoint"),
     "model.num_classes=3": (2, "leave it null"),
     "tracking={enabled: true, uri: file:/tmp/x}": (2, "sqlite:///"),
@@ -108,7 +108,9 @@ def test_a_run_folder_in_use_and_another_models_checkpoint(tmp_path: Path, digit
     assert '"running"' in (runs / "x" / "status.json").read_text()
     refuse(2, *train(digits, runs, "optim.lr=0.2"), says="optim.lr: 0.1 -> 0.2")
     other = ("run.name=y", f"model.init={runs / 'x'}", "model.name=resnet20_bireal_1w1a")
-    refuse(2, *train(digits, runs, *other, "model.activation_bits=32", "model.name=vgg_small_1w1a"), says="another model")
+    refuse(
+        2, *train(digits, runs, *other, "model.activation_bits=32", "model.name=vgg_small_1w1a"), says="another model"
+    )
     assert not (runs / "y").exists()
     bad = reste("evaluate", runs / "x", "--data", tmp_path)
     assert bad.returncode == 3

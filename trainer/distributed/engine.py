@@ -21,7 +21,7 @@ class Engine(Protocol):
     def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
         """(B, C, H, W) normalised images to (B, classes) logits, in the run's precision.
 
-        `whole` says, alike on all ranks, whether this is a micro-batch of the usual size; what was compiled serves that.
+        `whole` says, alike on all ranks, whether the micro-batch has the usual size; what was compiled serves that.
         """
 
     def backward(self, loss: torch.Tensor) -> None:
