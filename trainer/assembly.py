@@ -76,7 +76,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
     engine, pixels = create_engine(config, model, optimizer, order, device)
-    directory, found = resume.claim(config, undo)
+    directory, found = resume.claim(config, data.digest, undo)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = {

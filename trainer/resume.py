@@ -34,24 +34,25 @@ class Found:
     progress: checkpoint.Progress
 
 
-def claim(config: Config, undo: ExitStack) -> tuple[Path, Found | None]:
+def claim(config: Config, data_digest: str, undo: ExitStack) -> tuple[Path, Found | None]:
     """Lock the run's folder for as long as this process lives, and find what to resume; rank 0 decides for all.
 
     Args:
         config: names the folder and the policy (`resume`).
+        data_digest: of the data that the run would go on with.
         undo: receives the release of the lock.
 
     Raises:
-        ConfigError: on every rank: another process owns the folder, or its configuration differs.
+        ConfigError: on every rank: another process owns the folder, or its configuration or data differ.
     """
     found: Found | None = None
     with collectives.agreed_errors():
         if collectives.is_main():
-            found = _claim(config, undo)
+            found = _claim(config, data_digest, undo)
     return config.run_dir, collectives.broadcast_object(found)
 
 
-def _claim(config: Config, undo: ExitStack) -> Found | None:
+def _claim(config: Config, data_digest: str, undo: ExitStack) -> Found | None:
     directory = config.run_dir
     made_here = not directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,13 @@ def _claim(config: Config, undo: ExitStack) -> Found | None:
             _keep_old_run(directory)
         return None
     refuse_changes(config, path)
-    progress = checkpoint.Progress(**checkpoint.read_manifest(path)["progress"])
+    manifest = checkpoint.read_manifest(path)
+    if manifest["data_digest"] != data_digest:
+        raise ConfigError(
+            f"{path} was trained on other data than {config.data.root} holds now: restore the data, or choose another "
+            "run.name (model.init=CHECKPOINT starts from its weights)"
+        )
+    progress = checkpoint.Progress(**manifest["progress"])
     checkpoint.set_aside(directory / "checkpoints", progress)
     return Found(path, progress)
 

@@ -22,7 +22,7 @@ class Stopper:
     """Collects requests to stop.
 
     Args:
-        run_dir: a file named STOP in it is a request.
+        run_dir: a file named STOP in it is a request, removed when it is seen.
         time_limit_min: minutes from now after which to stop, or None.
         every: steps between agreements.
     """
@@ -41,6 +41,7 @@ class Stopper:
             self.reason = self.reason or "time limit"
         if collectives.is_main() and self._file.exists():
             self.reason = self.reason or f"file {self._file}"
+            self._file.unlink(missing_ok=True)
         return collectives.agree_any(self.reason is not None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

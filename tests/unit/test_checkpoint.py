@@ -1,0 +1,135 @@
+"""Checkpoints: whole or not there, verified, never executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import checkpoint
+from trainer.errors import ConfigError
+
+
+def progress(step: int, **changes: Any) -> checkpoint.Progress:
+    values: dict[str, Any] = {
+        "step": step,
+        "samples_seen": 10 * step,
+        "seconds": 1.5,
+        "last": {"val/top1": 50.0},
+        "best": {"val/top1": 50.0},
+        "best_step": step,
+        "journal_offset": 7,
+        "meters": [0.1, 1 / 3, 0.0, 2.0],
+    }
+    return checkpoint.Progress(**(values | changes))
+
+
+def save(folder: Path, step: int, **changes: Any) -> Path:
+    payload = {"w": torch.arange(4.0) + step}
+    return checkpoint.save(
+        folder, {"model": payload}, progress=progress(step, **changes), config_yaml="seed: 1\n", about={"world_size": 2}
+    )
+
+
+def test_what_was_saved_comes_back_exactly(tmp_path: Path) -> None:
+    path = save(tmp_path, 12)
+    assert path == tmp_path / "step_00000012"
+    assert torch.equal(checkpoint.load_payload(path, "model")["w"], torch.arange(4.0) + 12)
+    manifest = checkpoint.read_manifest(path)
+    assert checkpoint.Progress(**manifest["progress"]) == progress(12)
+    assert manifest["world_size"] == 2
+    assert checkpoint.problems(path) == []
+
+
+@pytest.mark.parametrize("name", ["model.pt", "config.yaml"])
+def test_one_flipped_bit_is_found_and_passed_over(tmp_path: Path, name: str) -> None:
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    file = newer / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "damaged" in checkpoint.problems(newer)[0]
+    assert checkpoint.newest_valid(tmp_path) == older
+
+
+def test_a_checkpoint_without_manifest_or_with_a_missing_file_does_not_count(tmp_path: Path) -> None:
+    older, newer, newest = save(tmp_path, 1), save(tmp_path, 2), save(tmp_path, 3)
+    (newest / "manifest.json").unlink()
+    (newer / "model.pt").unlink()
+    assert checkpoint.newest_valid(tmp_path) == older
+    assert save(tmp_path, 2) == newer
+    assert checkpoint.newest_valid(tmp_path) == newer
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        path = save(tmp_path, step)
+        if step == 5:
+            checkpoint.mark_best(tmp_path, path)
+        checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_00000005", "step_00000015", "step_00000020"]
+    assert checkpoint.resolve(tmp_path).name == "step_00000005"
+
+
+def test_going_back_keeps_later_checkpoints_aside(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        checkpoint.mark_best(tmp_path, save(tmp_path, step))
+    checkpoint.set_aside(tmp_path, progress(10, best_step=5))
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_00000005", "step_00000010"]
+    assert (tmp_path / "best").resolve().name == "step_00000005"
+    assert checkpoint.problems(tmp_path / "set_aside" / "step_00000015") == []
+
+
+def test_a_full_disk_leaves_no_stump(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=256k tmpfs {disk} 2>/dev/null") != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        kept = save(disk, 1)
+        with pytest.raises(OSError, match="cannot save"):
+            checkpoint.save(disk, {"model": torch.zeros(200_000)}, progress=progress(2), config_yaml="", about={})
+        assert [p for p in disk.iterdir() if p != kept] == []
+        assert checkpoint.newest_valid(disk) == kept
+    finally:
+        os.system(f"umount {disk}")
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch trapped",)
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, 1)
+    (path / "model.pt").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ConfigError, match="cannot be loaded as tensors alone"):
+        checkpoint.load_payload(path, "model")
+    torch.save({"a": Trap()}, path / "model.pt")
+    with pytest.raises(ConfigError, match="cannot be loaded as tensors alone"):
+        checkpoint.load_payload(path, "model")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../../etc/passwd"] = {"sha256": "", "bytes": 0}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert not checkpoint.is_valid(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 99}'])
+def test_what_is_no_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
