@@ -155,4 +155,6 @@ def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
 def _suggest(key: str, known_keys: list[str]) -> str:
     same_leaf = [known for known in known_keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known_keys, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(near[:3])}?" if near else "; `reste train CONFIG --dry-run` prints every key of a valid configuration"
+    if near:
+        return f"; did you mean {' or '.join(near[:3])}?"
+    return "; `reste train CONFIG --dry-run` prints every key of a valid configuration"

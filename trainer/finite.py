@@ -33,7 +33,8 @@ class FiniteGuard:
         if self._blocked.item():
             error = NonFiniteError(
                 f"loss or gradient is not finite at step {int(self._first_step)}; no weight has moved since the step "
-                "before: start a new run.name with a lower optim.lr, a longer optim.warmup or train.clip_norm, from the "
+                "before: start a new run.name with a lower optim.lr, a longer optim.warmup or train.clip_norm, "
+                "from the "
                 "last good weights by model.init=RUN/checkpoints/step_N"
             )
             error.everywhere = True
