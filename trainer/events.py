@@ -10,6 +10,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.distributed import collectives
+from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
 from trainer.evaluation import evaluate
 from trainer.run import Run
@@ -65,7 +66,7 @@ def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
 def evaluate_and_log(run: Run) -> bool:
     """Evaluate on the whole validation split; whether top-1 is the best so far."""
     with run.feed.paused():
-        run.engine.equalise_buffers()
+        average_statistics(run.evaluated_model)
         evaluation = evaluate(
             run.evaluated_model,
             run.eval_loader.load(run.eval_order.plans()),
@@ -86,7 +87,9 @@ def save(run: Run, *, best: bool) -> None:
     """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
     run.guard.raise_if_blocked()
     with run.feed.paused():
-        run.engine.equalise_buffers()
+        models = [run.model] if run.ema is None else [run.model, run.ema.module]
+        for model in models:
+            average_statistics(model)
         engine_state = run.engine.state()
         if collectives.is_main():
             try:

@@ -79,7 +79,14 @@ def speak_plainly(rank: int) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_args, **_kwargs: str(message)
-    for chatty in ("alembic", "mlflow", "sqlalchemy", "torch._inductor", "torch.distributed"):
+    for chatty in (
+        "alembic",
+        "mlflow",
+        "sqlalchemy",
+        "torch._inductor",
+        "torch.distributed",
+        "torch.utils.cpp_extension",
+    ):
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 

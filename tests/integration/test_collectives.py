@@ -115,3 +115,27 @@ def test_no_process_outlives_a_call_that_ran_out_of_time(tmp_path: Path) -> None
     for pid in started:
         status = Path(f"/proc/{pid}/stat")
         assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def averaged() -> list[list[float]]:
+    import torch
+    from torch import nn
+
+    from trainer.distributed.batchnorm import average_statistics, convert_batchnorm, make_bn_group
+
+    rank = collectives.rank()
+    plain = nn.BatchNorm2d(1)
+    plain.running_mean.fill_(rank)
+    plain.running_var.fill_(2 + 2 * rank)
+    shared = convert_batchnorm(nn.BatchNorm2d(1), make_bn_group(collectives.world_size()))
+    shared.running_mean.fill_(0.1)
+    average_statistics(nn.Sequential(plain, shared))
+    return [
+        plain.running_mean.tolist(),
+        plain.running_var.tolist(),
+        (shared.running_mean == torch.tensor(0.1)).tolist(),
+    ]
+
+
+def test_statistics_are_averaged_only_where_ranks_had_their_own() -> None:
+    assert run_ranks(averaged, 3) == [[[1.0], [4.0], [True]]] * 3

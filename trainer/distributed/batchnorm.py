@@ -167,3 +167,20 @@ def make_bn_group(size: int) -> BatchNormGroup | None:
         return None
     group = collectives.new_subgroup(bn_groups(collectives.world_size(), size))
     return BatchNormGroup(group.group_name, size)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Make running statistics equal on all ranks, their mean, before they are evaluated or saved; a collective.
+
+    Layers that share statistics over the world have equal ones already and are left untouched.
+    """
+    world = collectives.world_size()
+    for module in model.modules():
+        everywhere = isinstance(module, SyncBatchNorm) and module.group.size == world
+        if not isinstance(module, _BatchNorm) or everywhere or world == 1:
+            continue
+        for statistic in (module.running_mean, module.running_var):
+            if statistic is not None:
+                collectives.all_reduce_(statistic)
+                statistic /= world

@@ -152,16 +152,6 @@ class DdpEngine:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def equalise_buffers(self) -> None:
-        """See `Engine.equalise_buffers`."""
-        world = collectives.world_size()
-        for module in self.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for statistic in (module.running_mean, module.running_var):
-                    if statistic is not None:
-                        collectives.all_reduce_(statistic)
-                        statistic /= world
-
     def state(self) -> dict[str, Any]:
         """See `Engine.state`."""
         return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}

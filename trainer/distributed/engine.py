@@ -33,9 +33,6 @@ class Engine(Protocol):
     def step(self, *, lr: float, blocked: torch.Tensor) -> None:
         """Move the weights unless `blocked` (0-d float, above zero: do not); then clear the gradients."""
 
-    def equalise_buffers(self) -> None:
-        """Make batch statistics equal on all ranks (their mean), before they are evaluated or saved."""
-
     def state(self) -> dict[str, Any]:
         """Full optimizer and loss-scaler state of any world size, loadable with `weights_only=True`."""
 
