@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,10 +39,17 @@ class Row:
 
 
 def compare(what: str, aim: str, ours: Callable[[], None], other: Callable[[], None], repeats: int) -> Row:
-    """Time two callables in turn, after one unmeasured call of each."""
-    ours()
-    other()
-    pairs = [(_time(ours), _time(other)) for _ in range(repeats)]
+    """Time two callables in turn, each first every other time, after two unmeasured calls of each."""
+    for _ in range(2):
+        ours()
+        other()
+    pairs = []
+    for repeat in range(repeats):
+        if repeat % 2:
+            theirs, own = _time(other), _time(ours)
+        else:
+            own, theirs = _time(ours), _time(other)
+        pairs.append((own, theirs))
     ratios = [b / a for a, b in pairs]
     return Row(
         what,
@@ -93,7 +100,7 @@ def main(
         table.add_row(row.what, f"{row.median:.2f}", spread, row.aim, f"{row.ours_ms:.1f}", f"{row.other_ms:.1f}")
     console.print(table)
     manifest = build_manifest(seed=0, config_digest="", data_digest="", world_size=1)
-    facts = {
+    facts: dict[str, Any] = {
         "what": "ratios of times, other / ours; medians of interleaved repeats",
         "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -104,7 +111,9 @@ def main(
         "quick": quick,
         "rows": [asdict(row) for row in rows],
     }
-    console.print(f"{facts['command']}  {facts['machine']['cpu']}, {facts['machine']['cpus']} cores  {facts['date']}")
+    versions = "  ".join(f"{name} {facts['versions'].get(name, 'none')}" for name in ("python", "torch", "dali"))
+    machine = f"{facts['machine']['cpu']}, {facts['machine']['cpus']} cores"
+    console.print(f"{facts['command']}  {machine}  {versions}  {facts['date']}")
     if record is not None:
         record.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
