@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 
 from models.backbone import Backbone
-from models.parts import conv3x3_maker
+from models.parts import break_ties, conv3x3_maker
 
 M = TypeVar("M", bound=Backbone)
 
@@ -67,4 +67,7 @@ def build(
         numerics=numerics,
     )
     features = {"out_indices": tuple(range(taps))}
-    return build_model_with_cfg(family, variant, pretrained, feature_cfg=features, conv=conv, **kwargs)
+    model = build_model_with_cfg(family, variant, pretrained, feature_cfg=features, conv=conv, **kwargs)
+    if numerics == "default" and activation_bits == 1:
+        break_ties(model)
+    return model

@@ -106,6 +106,22 @@ class SubsampleAndPad(nn.Module):
         return f"{self.front}+{self.behind}, stride={self.stride}"
 
 
+TIE_BREAK = 2.0**-10
+"""First bias of the batch norms in front of signs, in standard deviations."""
+
+
+def break_ties(model: nn.Module) -> None:
+    """Start every `BatchNorm2d` bias at `TIE_BREAK` instead of 0.
+
+    A binary convolution's outputs are whole multiples of one number, so some of them are their channel's mean
+    exactly. With a bias of 0 these come out as the rounding noise around 0, and it is the order of additions, and with it the
+    number of ranks, that decides their signs. A small bias decides them alike everywhere: +1, as the sign of 0 itself.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, TIE_BREAK)
+
+
 # Initialisers run through `model.apply`. A layer they do not name keeps PyTorch's own initialisation.
 
 

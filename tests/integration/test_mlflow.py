@@ -279,6 +279,7 @@ def test_kill_9_while_sending_and_a_second_life_make_one_complete_run(run_dir: P
     assert client(uri).get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_two_runs_start_at_once_on_a_store_that_does_not_exist_yet(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / name for name in ("a", "b")]
     for folder in folders:
@@ -344,6 +345,7 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_server_that_dies_and_comes_back_misses_nothing(
     run_dir: Path, server: Server, caplog: pytest.LogCaptureFixture

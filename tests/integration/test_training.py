@@ -94,7 +94,9 @@ def test_a_finished_run_is_not_trained_again(run: Path, digits: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file"])
+@pytest.mark.parametrize(
+    "how", ["SIGTERM", *(pytest.param(how, marks=pytest.mark.slow) for how in ("SIGUSR1", "file"))]
+)
 def test_a_run_asked_to_stop_saves_and_ends_with_85(tmp_path: Path, digits: Path, how: str) -> None:
     command = [str(QUICK), *SMALL, f"data.root={digits}", f"run.dir={tmp_path}", "run.name=x", "checkpoint.every=0"]
     ranks = "--nproc=2" if how != "file" else "--nproc=1"
