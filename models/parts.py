@@ -114,8 +114,8 @@ def break_ties(model: nn.Module) -> None:
     """Start every `BatchNorm2d` bias at `TIE_BREAK` instead of 0.
 
     A binary convolution's outputs are whole multiples of one number, so some of them are their channel's mean
-    exactly. With a bias of 0 these come out as the rounding noise around 0, and it is the order of additions, and with it the
-    number of ranks, that decides their signs. A small bias decides them alike everywhere: +1, as the sign of 0 itself.
+    exactly. With a bias of 0 these come out as the rounding noise around 0, and the order of additions, and with it
+    the number of ranks, decides their signs. A small bias decides them alike everywhere: +1, as the sign of 0.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
