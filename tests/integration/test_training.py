@@ -44,7 +44,6 @@ def test_the_run_folder_holds_what_it_promises(run: Path) -> None:
     assert (run / "checkpoints" / "best" / "manifest.json").is_file()
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
 def test_mlflow_holds_every_metric_of_the_journal(run: Path) -> None:
     from mlflow.tracking import MlflowClient
 
