@@ -99,6 +99,8 @@ class Reste(Estimator):
         threshold: t > 0.
         knee: m, 0 < m <= t.
         power: o >= 1 to begin with.
+        normalize: divide the slope by its root mean square over [-t, t], which grows with o and, from layer to
+            layer, would compound; see `curves.reste_rms`. False is the published slope.
         zero: value of sign(0), "one" or "zero".
 
     Raises:
@@ -108,22 +110,31 @@ class Reste(Estimator):
     name = "reste"
     has_power = True
 
-    def __init__(self, *, threshold: float = 1.5, knee: float = 0.1, power: float = 1.0, zero: Zero = "one") -> None:
+    def __init__(
+        self,
+        *,
+        threshold: float = 1.5,
+        knee: float = 0.1,
+        power: float = 1.0,
+        normalize: bool = False,
+        zero: Zero = "one",
+    ) -> None:
         super().__init__()
         require_knee(knee, threshold)
         require_power(power)
         require_zero(zero)
-        self.threshold, self.knee, self.zero = threshold, knee, zero
+        self.threshold, self.knee, self.normalize, self.zero = threshold, knee, normalize, zero
         self.register_buffer("power", torch.tensor(power, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.reste_sign(x, self.power, self.threshold, self.knee, zero=self.zero)
+        return F.reste_sign(x, self.power, self.threshold, self.knee, normalize=self.normalize, zero=self.zero)
 
     def curve(self, x: Tensor) -> Tensor:
-        return F.reste_curve(x, self.power, self.threshold, self.knee)
+        return F.reste_curve(x, self.power, self.threshold, self.knee, normalize=self.normalize)
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold}, knee={self.knee}, zero={self.zero!r}"
+        shown = f"threshold={self.threshold}, knee={self.knee}, zero={self.zero!r}"
+        return f"{shown}, normalize=True" if self.normalize else shown
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reste:
         # .to(), .half() and their kin all come through here: follow to the device, keep dtype and value.

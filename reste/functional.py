@@ -35,6 +35,7 @@ from .curves import (
     require_knee,
     require_threshold,
     reste_curve,
+    reste_rms,
     reste_slope,
     ste_curve,
     ste_slope,
@@ -50,6 +51,7 @@ __all__ = [
     "identity_sign",
     "require_zero",
     "reste_curve",
+    "reste_rms",
     "reste_sign",
     "reste_slope",
     "ste_curve",
@@ -138,7 +140,13 @@ def approx_sign(x: Tensor, *, zero: Zero = "one") -> Tensor:
 
 
 def reste_sign(
-    x: Tensor, power: Tensor | float, threshold: float = 1.5, knee: float = 0.1, *, zero: Zero = "one"
+    x: Tensor,
+    power: Tensor | float,
+    threshold: float = 1.5,
+    knee: float = 0.1,
+    *,
+    normalize: bool = False,
+    zero: Zero = "one",
 ) -> Tensor:
     """The rectified straight-through estimator; equations and symbols at the top of this module.
 
@@ -148,6 +156,7 @@ def reste_sign(
             refuses to run it if the tensor was written in between.
         threshold: t; |x| = t still passes the gradient.
         knee: m, 0 < m <= t; |x| = m belongs to the plateau.
+        normalize: divide the slope by its root mean square over [-t, t], `curves.reste_rms`.
         zero: see `binary_sign`.
 
     Returns:
@@ -157,7 +166,7 @@ def reste_sign(
         ValueError: a number `power` below 1, `knee` outside (0, threshold], or an unknown `zero`.
     """
     require_knee(knee, threshold)
-    return _ResteSign.apply(x, as_power(power, x), threshold, knee, zero)
+    return _ResteSign.apply(x, as_power(power, x), threshold, knee, normalize, zero)
 
 
 def _through(grad: Tensor, slope: Tensor) -> Tensor:
@@ -213,15 +222,16 @@ class _ApproxSign(torch.autograd.Function):
 
 class _ResteSign(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, power: Tensor, threshold: float, knee: float, zero: Zero) -> Tensor:
+    def forward(x: Tensor, power: Tensor, threshold: float, knee: float, normalize: bool, zero: Zero) -> Tensor:
         return binary_sign(x, zero=zero)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, power, ctx.threshold, ctx.knee, _ = inputs
+        x, power, ctx.threshold, ctx.knee, ctx.normalize, _ = inputs
         ctx.save_for_backward(x, power)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, power = ctx.saved_tensors
-        return _through(grad, reste_slope(x, power, ctx.threshold, ctx.knee)), None, None, None, None
+        slope = reste_slope(x, power, ctx.threshold, ctx.knee, normalize=ctx.normalize)
+        return _through(grad, slope), None, None, None, None, None

@@ -59,6 +59,9 @@ class EstimatorConfig(Group):
         None, description="slope is zero beyond |x| = threshold; null: the estimator's own"
     )
     knee: Positive | None = Field(None, description="chord slope within |x| <= knee; null: the estimator's own")
+    normalize: bool | None = Field(
+        None, description="reste: slope of the same size at every power; null: yes, but no with reference numerics"
+    )
     granularity: Literal["step", "epoch"] = Field("step", description="how often the power moves; reference: epoch")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
 

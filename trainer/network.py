@@ -45,7 +45,7 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
     Raises:
         ConfigError: the name is unknown; the nearest ones are offered.
     """
-    options = estimator_options(estimator)
+    options = estimator_options(estimator, model.numerics)
     if model.name in models.MODELS:
         return timm.create_model(
             model.name,
@@ -66,18 +66,21 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
     return timm.create_model(model.name, num_classes=num_classes)
 
 
-def estimator_options(config: EstimatorConfig) -> dict[str, float]:
+def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, float | bool]:
     """The options of the estimator that the configuration sets and that the estimator has.
+
+    ReSTE's slope is normalised unless the configuration or the official arithmetic says otherwise.
 
     Raises:
         ConfigError: the estimator is unknown; the nearest names are offered.
     """
     try:
-        create_estimator(config.name)
+        plain = create_estimator(config.name)
     except ValueError as error:
         raise ConfigError(f"estimator.name: {error}") from None
-    given = {k: v for k, v in {"threshold": config.threshold, "knee": config.knee}.items() if v is not None}
-    usable = {}
+    options = {"threshold": config.threshold, "knee": config.knee, "normalize": config.normalize}
+    given = {name: value for name, value in options.items() if value is not None}
+    usable: dict[str, float | bool] = {}
     for name, value in given.items():
         try:
             create_estimator(config.name, **{name: value})
@@ -85,6 +88,8 @@ def estimator_options(config: EstimatorConfig) -> dict[str, float]:
             warnings.warn(f"estimator.{name} has no effect: {config.name} has no such option", stacklevel=2)
         else:
             usable[name] = value
+    if hasattr(plain, "normalize"):
+        usable.setdefault("normalize", numerics == "default")
     return usable
 
 

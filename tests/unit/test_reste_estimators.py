@@ -57,7 +57,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, hint):
 def test_an_unknown_option_is_answered_with_the_options():
     with pytest.raises(ValueError, match=r"^estimator 'ste' has no option 'knee'; its options: threshold, zero$"):
         create_estimator("ste", knee=0.1)
-    with pytest.raises(ValueError, match="no option 'o_end'; its options: threshold, knee, power, zero"):
+    with pytest.raises(ValueError, match="no option 'o_end'; its options: threshold, knee, power, normalize, zero"):
         create_estimator("reste", o_end=3)
 
 
