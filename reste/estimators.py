@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
-from .curves import require_knee, require_power, require_threshold
+from .curves import require_knee, require_power, require_threshold, reste_gain
 from .functional import Zero, require_zero
 from .names import look_up
 
@@ -37,6 +37,10 @@ class Estimator(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The sign of `x` (any shape) in its dtype; its backward pass multiplies by the slope of `curve`."""
+
+    def write_power(self, value: float) -> None:
+        """Write the power in place; only where `has_power`. `value` is checked by `set_power`."""
+        self.power.fill_(value)
 
     @abstractmethod
     def curve(self, x: Tensor) -> Tensor:
@@ -93,14 +97,15 @@ class Reste(Estimator):
 
     The power o is a 0-d float32 buffer written in place, so that one compiled graph and one CUDA graph serve
     the whole schedule. It is not in the state dict: a schedule recomputes it from the step. Casts of the
-    module leave it alone, because 2.9843 would become 2.984375 in bfloat16.
+    module leave it alone, because 2.9843 would become 2.984375 in bfloat16. The gain is another such buffer,
+    written with the power.
 
     Args:
         threshold: t > 0.
         knee: m, 0 < m <= t.
         power: o >= 1 to begin with.
-        normalize: divide the slope by its root mean square over [-t, t], which grows with o and, from layer to
-            layer, would compound; see `curves.reste_rms`. False is the published slope.
+        normalize: multiply the slope by `curves.reste_gain` of the power, so that gradients keep their size while
+            its shape changes. False is the published slope.
         zero: value of sign(0), "one" or "zero".
 
     Raises:
@@ -109,6 +114,7 @@ class Reste(Estimator):
 
     name = "reste"
     has_power = True
+    gain: Tensor
 
     def __init__(
         self,
@@ -124,13 +130,24 @@ class Reste(Estimator):
         require_power(power)
         require_zero(zero)
         self.threshold, self.knee, self.normalize, self.zero = threshold, knee, normalize, zero
-        self.register_buffer("power", torch.tensor(power, dtype=torch.float32), persistent=False)
+        self.register_buffer("power", torch.ones((), dtype=torch.float32), persistent=False)
+        self.register_buffer("gain", torch.ones((), dtype=torch.float32), persistent=False)
+        self.write_power(power)
+
+    def write_power(self, value: float) -> None:
+        super().write_power(value)
+        if self.normalize:
+            self.gain.fill_(reste_gain(value, self.threshold, self.knee))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.reste_sign(x, self.power, self.threshold, self.knee, normalize=self.normalize, zero=self.zero)
+        return F.reste_sign(x, self.power, self.threshold, self.knee, gain=self._gain, zero=self.zero)
 
     def curve(self, x: Tensor) -> Tensor:
-        return F.reste_curve(x, self.power, self.threshold, self.knee, normalize=self.normalize)
+        return F.reste_curve(x, self.power, self.threshold, self.knee, gain=self._gain)
+
+    @property
+    def _gain(self) -> Tensor | float:
+        return self.gain if self.normalize else 1.0
 
     def extra_repr(self) -> str:
         shown = f"threshold={self.threshold}, knee={self.knee}, zero={self.zero!r}"
@@ -138,12 +155,11 @@ class Reste(Estimator):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reste:
         # .to(), .half() and their kin all come through here: follow to the device, keep dtype and value.
-        before = self.power
+        before = {"power": self.power, "gain": self.gain}
         super()._apply(fn, recurse)
-        if before.is_meta:
-            self.power = torch.ones_like(before, device=self.power.device)
-        else:
-            self.power = before.to(self.power.device)
+        for name, buffer in before.items():
+            device = getattr(self, name).device
+            setattr(self, name, torch.ones_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
         return self
 
 

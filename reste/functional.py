@@ -35,7 +35,7 @@ from .curves import (
     require_knee,
     require_threshold,
     reste_curve,
-    reste_rms,
+    reste_gain,
     reste_slope,
     ste_curve,
     ste_slope,
@@ -51,7 +51,7 @@ __all__ = [
     "identity_sign",
     "require_zero",
     "reste_curve",
-    "reste_rms",
+    "reste_gain",
     "reste_sign",
     "reste_slope",
     "ste_curve",
@@ -145,7 +145,7 @@ def reste_sign(
     threshold: float = 1.5,
     knee: float = 0.1,
     *,
-    normalize: bool = False,
+    gain: Tensor | float = 1.0,
     zero: Zero = "one",
 ) -> Tensor:
     """The rectified straight-through estimator; equations and symbols at the top of this module.
@@ -156,17 +156,17 @@ def reste_sign(
             refuses to run it if the tensor was written in between.
         threshold: t; |x| = t still passes the gradient.
         knee: m, 0 < m <= t; |x| = m belongs to the plateau.
-        normalize: divide the slope by its root mean square over [-t, t], `curves.reste_rms`.
+        gain: multiplies the slope, a 0-d tensor or a number; 1 is the published slope, see `curves.reste_gain`.
         zero: see `binary_sign`.
 
     Returns:
-        +-1 in the dtype and shape of `x`. No gradient reaches `power`.
+        +-1 in the dtype and shape of `x`. No gradient reaches `power` or `gain`.
 
     Raises:
         ValueError: a number `power` below 1, `knee` outside (0, threshold], or an unknown `zero`.
     """
     require_knee(knee, threshold)
-    return _ResteSign.apply(x, as_power(power, x), threshold, knee, normalize, zero)
+    return _ResteSign.apply(x, as_power(power, x), threshold, knee, gain, zero)
 
 
 def _through(grad: Tensor, slope: Tensor) -> Tensor:
@@ -222,16 +222,17 @@ class _ApproxSign(torch.autograd.Function):
 
 class _ResteSign(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, power: Tensor, threshold: float, knee: float, normalize: bool, zero: Zero) -> Tensor:
+    def forward(x: Tensor, power: Tensor, threshold: float, knee: float, gain: Tensor | float, zero: Zero) -> Tensor:
         return binary_sign(x, zero=zero)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, power, ctx.threshold, ctx.knee, ctx.normalize, _ = inputs
-        ctx.save_for_backward(x, power)
+        x, power, ctx.threshold, ctx.knee, gain, _ = inputs
+        ctx.gain = None if isinstance(gain, Tensor) else gain
+        ctx.save_for_backward(x, power, *([gain] if ctx.gain is None else []))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, power = ctx.saved_tensors
-        slope = reste_slope(x, power, ctx.threshold, ctx.knee, normalize=ctx.normalize)
+        x, power, *gain = ctx.saved_tensors
+        slope = reste_slope(x, power, ctx.threshold, ctx.knee, gain=gain[0] if gain else ctx.gain)
         return _through(grad, slope), None, None, None, None, None

@@ -172,8 +172,8 @@ def set_power(model: nn.Module, value: float) -> None:
         ValueError: `value` is below 1 or not finite.
     """
     require_power(value)
-    for power in _powers(model):
-        power.fill_(value)
+    for estimator in _with_power(model):
+        estimator.write_power(value)
 
 
 def get_power(model: nn.Module) -> float | None:
@@ -182,16 +182,16 @@ def get_power(model: nn.Module) -> float | None:
     Raises:
         ValueError: the estimators are at different powers.
     """
-    values = {power.item() for power in _powers(model)}
+    values = {estimator.power.item() for estimator in _with_power(model)}
     if len(values) > 1:
         raise ValueError(f"estimators are at different powers {sorted(values)}; call set_power(model, value)")
     return values.pop() if values else None
 
 
-def _powers(model: nn.Module) -> Iterator[Tensor]:
+def _with_power(model: nn.Module) -> Iterator[Estimator]:
     for module in model.modules():
         if isinstance(module, Estimator) and module.has_power:
-            yield module.power
+            yield module
 
 
 def _binary_forward(layer: BinaryLayer, x: Tensor, operator: Operator, bias: Tensor | None) -> Tensor:
