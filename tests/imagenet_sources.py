@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from image_tree import photo
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
+
+from trainer.data.index import Summary
+from trainer.data.prepare.imagenet import open_imagenet
+from trainer.data.prepare.source import Expectation
+from trainer.data.prepare.store import Options, store
+from trainer.errors import DataError
+
+every_form = pytest.mark.parametrize("form", ["folder", "shards"])
 
 # ILSVRC2012_ID 1, 2, 3, 4 in this order; sorted they are c, a, d, b.
 BY_ID = ["n02012849", "n03840681", "n01440764", "n02389026"]
@@ -160,3 +169,18 @@ def webdataset(folder: Path, *, json_names: bool = False) -> Path:
                 members += [(f"{key}.json", json.dumps(about).encode())] if json_names else []
             (folder / name.format(shard)).write_bytes(tar(members))
     return folder
+
+
+def prepare(
+    source: Path, root: Path, *, layout: str | None = None, expect: Expectation | None = None, **options: object
+) -> Summary:
+    settings = Options(**{"workers": 2, "shard_bytes": 12_000, **options})
+    return store(open_imagenet(source, layout, expect=expect), source, root, settings, expect=expect)
+
+
+def refused(source: Path, root: Path, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        prepare(source, root, **options)
+    assert "\n" not in str(caught.value)
+    assert not (root / "index" / "index.json").exists()
+    return str(caught.value)
