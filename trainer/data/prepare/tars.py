@@ -16,6 +16,7 @@ from trainer.data.faults import one_line
 from trainer.errors import DataError
 
 _BUFFER = 1 << 20
+Readable = io.RawIOBase | gzip.GzipFile
 _BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
@@ -115,20 +116,46 @@ def check_md5(file: OnePass, wanted: str | None) -> None:
         )
 
 
+class _Part(io.RawIOBase):
+    """A stretch of a file as a file; unlike tarfile's own, it never reads ahead, so that errors tell the place."""
+
+    def __init__(self, file: Readable, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size = file, start, size
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET
+        self._at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0
+        self._file.seek(self._start + self._at)
+        found = self._file.read(max(min(size, self._size - self._at), 0)) or b""
+        self._at += len(found)
+        return found
+
+
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive.
+    """A file in an archive, to be read before the next member is asked for.
 
     Attributes:
         name: as the archive gives it.
+        file: the archive.
         offset: first byte of its content in the archive.
-        file: opened content; good until the next member is asked for.
+        size: bytes.
         where: its place, in words.
     """
 
     name: str
+    file: Readable
     offset: int
-    file: IO[bytes]
+    size: int
     where: str
 
     def read(self) -> bytes:
@@ -138,15 +165,19 @@ class Member:
             DataError: the archive is damaged here.
         """
         try:
-            return self.file.read()
+            self.file.seek(self.offset)
+            content = self.file.read(self.size) or b""
         except _BROKEN as error:
             raise _damage(self.where, error) from error
+        if len(content) < self.size:
+            raise _damage(self.where, EOFError("the archive ends within it"))
+        return content
 
 
 Place = Callable[[int], str]
 
 
-def members(file: IO[bytes] | io.RawIOBase, where: str, *, place: Place = "byte {}".format) -> Iterator[Member]:
+def members(file: Readable, where: str, *, place: Place = "byte {}".format) -> Iterator[Member]:
     """The plain files of an archive, in order.
 
     Args:
@@ -163,9 +194,8 @@ def members(file: IO[bytes] | io.RawIOBase, where: str, *, place: Place = "byte 
             for info in archive:
                 at = archive.offset
                 if info.isreg():
-                    opened = archive.extractfile(info)
-                    assert opened is not None
-                    yield Member(info.name, info.offset_data, opened, f"{where}, {info.name} at {place(info.offset)}")
+                    here = f"{where}, {info.name} at {place(info.offset)}"
+                    yield Member(info.name, file, info.offset_data, info.size, here)
             at = archive.offset
             file.seek(at)
             _check_end(file.read(tarfile.BLOCKSIZE) or b"")
@@ -187,7 +217,8 @@ def nested(member: Member, outer: Place = "byte {}".format) -> Iterator[Member]:
     Raises:
         DataError: as `members`.
     """
-    return members(member.file, member.where, place=lambda at: outer(member.offset + at))
+    part = _Part(member.file, member.offset, member.size)
+    return members(part, member.where, place=lambda at: outer(member.offset + at))
 
 
 def unpacked_members(file: OnePass) -> Iterator[Member]:
@@ -199,7 +230,7 @@ def unpacked_members(file: OnePass) -> Iterator[Member]:
     where = str(file.path)
     near = lambda: f"byte {file.tell()} of the compressed file"  # noqa: E731
     with gzip.GzipFile(fileobj=file) as unpacked:
-        yield from members(cast(io.RawIOBase, unpacked), where, place=lambda at: f"byte {at} unpacked, near {near()}")
+        yield from members(unpacked, where, place=lambda at: f"byte {at} unpacked, near {near()}")
         try:
             while unpacked.read(_BUFFER):
                 pass
