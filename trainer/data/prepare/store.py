@@ -81,6 +81,8 @@ def store(
             taken = _Taken(expect)
             _take_all(source, root, options, begun, taken, progress)
             taken.check(source.what)
+            for stump in index_folder(root).glob(".*.tmp"):  # of a call that was killed while it wrote the index
+                stump.unlink()
             summary = _save(taken, root, options, source.what)
             begun.remove()
     except OSError as error:
