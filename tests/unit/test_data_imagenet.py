@@ -286,8 +286,11 @@ def test_a_bad_image_is_named_with_its_place_or_left_out(form: str, tmp_path: Pa
 def test_a_second_call_does_nothing_and_another_form_is_refused(tmp_path: Path, monkeypatch) -> None:
     source = made.official(tmp_path / "source")
     first = prepare(source, tmp_path / "root")
+    begun = tmp_path / "root" / "index" / "begun.jsonl"
+    begun.write_text("of a call that was killed at its very end")
     monkeypatch.setattr(store_module, "_take_all", lambda *a: pytest.fail("prepared again"))
     assert prepare(source, tmp_path / "root") == first
+    assert not begun.exists()
     with pytest.raises(DataError, match="in another form"):
         prepare(source, tmp_path / "root", form="shards")
     with pytest.raises(DataError, match="in another form"):

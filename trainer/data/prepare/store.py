@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from trainer.data.background import ordered_map
-from trainer.data.index import Index, OddFile, Places, Summary, index_folder, load_summary, save_indexes
+from trainer.data.index import BEGUN, Index, OddFile, Places, Summary, index_folder, load_summary, save_indexes
 from trainer.data.prepare.begun import Begun, Settings, Stored
 from trainer.data.prepare.check import check_content, pillow_warnings
 from trainer.data.prepare.folder import Progress, build_index, refusal
@@ -100,9 +100,10 @@ def _complete(root: Path, settings: Settings) -> Summary | None:
         found = load_summary(root)
         form = "shards" if found.places else "folder"
         if found.source and (form, found.max_side) == (settings.form, settings.max_side):
+            (folder / BEGUN).unlink(missing_ok=True)
             return found
         raise DataError(f"{root} holds another data set, or the same in another form: choose another folder")
-    if [path.name for path in root.iterdir()] == ["index"] or (folder / "begun.jsonl").exists():
+    if [path.name for path in root.iterdir()] == ["index"] or (folder / BEGUN).exists():
         return None
     raise DataError(f"{root} is not empty and no reste prepare began it: choose another folder")
 
