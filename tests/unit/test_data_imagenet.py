@@ -342,3 +342,22 @@ def test_what_is_in_its_place_is_not_decoded_again_unless_it_changed(form: str, 
     (whole / "ILSVRC2012_img_train.tar").replace(source / "ILSVRC2012_img_train.tar")
     prepare(source, root, form=form)
     assert decoded == [p.content for p in pictures() if p.name == "n02012849_10.JPEG"]
+
+
+def test_half_written_lines_and_half_written_shards_are_made_again(tmp_path: Path, expected: dict) -> None:
+    source, root = made.official(tmp_path / "source"), tmp_path / "root"
+    bad_picture(source)
+    refused(source, root, form="shards")
+    begun, newest = root / "index" / "begun.jsonl", sorted((root / "shards").glob("val-*"))[-1]
+    content = newest.read_bytes()
+    newest.write_bytes(content[:1000] + bytes(len(content) - 1000))
+    for torn in (b'["train/n02389026/n02389026_10.JPEG", 12', b""):
+        begun.write_bytes(begun.read_bytes() + torn)
+        refused(source, root, form="shards")
+    whole = made.official(tmp_path / "whole")
+    (whole / "ILSVRC2012_img_train.tar").replace(source / "ILSVRC2012_img_train.tar")
+    assert prepare(source, root, form="shards").digests == expected
+    index = load_index(root, "val")
+    storage = open_storage(index, root)
+    assert [zlib.crc32(storage.read(sample)) for sample in range(len(index))] == index.crc32.tolist()
+    storage.close()
