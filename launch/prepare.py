@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.data.index import Summary
+from trainer.data.prepare.source import Expectation, Source
+from trainer.data.prepare.store import Options
 
 LINE_EVERY_S = 10.0
 ODD_SHOWN = 10
@@ -31,6 +33,47 @@ def folder(root: Path, *, val_labels: Path | None, workers: int | None, skip_bad
 
     with progress("checking images") as advance:
         summary = prepare_folder(root, val_labels=val_labels, workers=workers, skip_bad=skip_bad, progress=advance)
+    report(root, summary)
+
+
+def imagenet(
+    given: Path,
+    root: Path,
+    *,
+    layout: str | None,
+    form: str,
+    max_side: int | None,
+    expect: str,
+    shard_mib: int,
+    workers: int | None,
+    skip_bad: bool,
+) -> None:
+    """Say which layout was found, store its images and say what they are."""
+    from trainer.data.prepare.imagenet import IMAGENET, open_imagenet
+    from trainer.data.prepare.store import Options
+
+    expectation = IMAGENET if expect == "imagenet" else None
+    source = open_imagenet(given, layout, expect=expectation)
+    options = Options(form, max_side, workers, skip_bad, shard_mib << 20)
+    _store(source, given, root, options, expectation)
+
+
+def cifar10(given: Path, root: Path, *, form: str, expect: str, workers: int | None) -> None:
+    """Store CIFAR-10 as PNG files and say what they are."""
+    from trainer.data.prepare.cifar10 import CIFAR10, open_cifar10
+    from trainer.data.prepare.store import Options
+
+    expectation = CIFAR10 if expect == "cifar10" else None
+    source = open_cifar10(given, expect=expectation)
+    _store(source, given, root, Options(form, workers=workers), expectation)
+
+
+def _store(source: Source, given: Path, root: Path, options: Options, expect: Expectation | None) -> None:
+    from trainer.data.prepare.store import store
+
+    print(f"reading {source.what}", file=sys.stderr, flush=True)
+    with progress(f"preparing, {source.unit}") as advance:
+        summary = store(source, given, root, options, expect=expect, progress=advance)
     report(root, summary)
 
 

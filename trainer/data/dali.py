@@ -1,6 +1,7 @@
 """Pixels by DALI: told which files, windows and sizes, it reads, decodes and resizes them in its own threads.
 
-Python hands over names, not bytes. Antialiased linear resize and no EXIF rotation, so that the pixels are
+Python hands over names, not bytes; of images in tar files it hands over views of memory that a pool of readers
+has filled, which DALI does not copy. Antialiased linear resize and no EXIF rotation, so that the pixels are
 those of the Pillow loader: both libraries decode JPEG with libjpeg-turbo on the CPU; resized pixels differ by
 rounding, and in the outermost line of a shrunken image by up to an eighth of the contrast there, because DALI
 repeats the edge where Pillow leaves out what lies beyond it.
@@ -21,12 +22,13 @@ import torch
 
 from trainer.data.background import Background
 from trainer.data.batch import Batch, empty_batch, make_batch
-from trainer.data.dali_inputs import Source
+from trainer.data.dali_inputs import Source, create_feed
 from trainer.data.faults import file_fault, one_line
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
 from trainer.data.pillow import open_rgb
+from trainer.data.storage import open_storage
 from trainer.errors import ConfigError, DataError
 
 
@@ -37,7 +39,7 @@ class DaliLoader:
 
     Args:
         index: the split.
-        root: data root that the index's paths are relative to.
+        root: data root, where the index's samples are.
         image_size: side S of the result, as in the plans.
         kind: kind of the plans' geometry.
         max_batch: largest batch of a plan.
@@ -70,11 +72,12 @@ class DaliLoader:
         _import_dali()
         self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, antialias)
         self._index = index
-        self._root = Path(root).absolute()
+        self._storage = open_storage(index, root)
         self._max_batch = max(max_batch, 1)
         self._prefetch = prefetch
         self._rank = rank
-        self._source = Source(index, self._root, kind)
+        self._feed = create_feed(index, self._storage, fault=self._fault)
+        self._source = Source(self._feed, kind)
         self._pipeline: Any = None
         # A stream that was dropped may still be winding up in its thread when the next one starts.
         self._in_use = threading.Lock()
@@ -88,10 +91,12 @@ class DaliLoader:
         return batches if self._recipe.device_id is None else _for_current_stream(batches)
 
     def close(self) -> None:
-        """Stop the threads and free the pipeline; a later `load` would build another."""
+        """Stop the threads and free the pipeline; the loader cannot be used afterwards."""
         self._end_current()
         with self._in_use:
             self._pipeline = None
+        self._feed.close()
+        self._storage.close()
 
     def _end_current(self) -> None:
         batches = self._current() if self._current else None
@@ -112,7 +117,8 @@ class DaliLoader:
         source = self._source
         while (output := self._run()) is not None:
             yield from map(empty_batch, source.take_empty())
-            yield make_batch(source.pending.popleft(), self._recipe.to_torch(output))
+            images = self._recipe.to_torch(output)
+            yield make_batch(source.take(), images)
         yield from map(empty_batch, source.take_empty())
         if source.error is not None:
             raise source.error
@@ -141,24 +147,28 @@ class DaliLoader:
 
     def _name_culprit(self, error: Exception) -> DataError:
         """Run the samples in flight one at a time until one fails."""
-        pending = list(self._source.pending)
-        alone = Source(self._index, self._root, self._recipe.kind, one_by_one=True)
+        pending = self._source.under_way
+        alone = Source(self._feed, self._recipe.kind, one_by_one=True)
         alone.begin(pending)
         pipeline = self._recipe.build(alone, 1, depth=1)
         for sample in (int(sample) for plan in pending for sample in plan.ids):
             try:
                 pipeline.run()
             except Exception as cause:
-                reason = self._reason(sample, cause)
-                return file_fault(self._index, self._root, sample, rank=self._rank, reason=reason)
+                if isinstance(alone.error, DataError):
+                    return alone.error
+                return self._fault(sample, self._reason(sample, cause))
         return DataError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
 
     def _reason(self, sample: int, cause: Exception) -> str:
         try:
-            open_rgb(self._index, self._root, sample)
+            open_rgb(self._index, self._storage, sample)
         except Exception as second:
             return f"{_gist(cause)} (DALI); {one_line(second)} (Pillow)"
         return f"{_gist(cause)} (DALI)"
+
+    def _fault(self, sample: int, reason: str) -> DataError:
+        return file_fault(self._index, self._storage, sample, rank=self._rank, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -185,9 +195,9 @@ class _Recipe:
         return pipeline
 
     def _window(self, source: Source) -> Any:
-        fn, types, names, start, shape = self._inputs(source, np.int32)
+        fn, types, encoded, start, shape = self._inputs(source, np.int32)
         image = fn.decoders.image_slice(
-            fn.io.file.read(names, dont_use_mmap=self.dont_use_mmap),
+            encoded,
             start=start,
             shape=shape,
             axes=[0, 1],
@@ -198,9 +208,9 @@ class _Recipe:
         return self._scaled(image, [self.size, self.size])
 
     def _resize(self, source: Source) -> Any:
-        fn, types, names, size, start = self._inputs(source, np.float32)
+        fn, types, encoded, size, start = self._inputs(source, np.float32)
         image = fn.decoders.image(
-            fn.io.file.read(names, dont_use_mmap=self.dont_use_mmap),
+            encoded,
             output_type=types.RGB,
             adjust_orientation=False,
             device=self._decoder,
@@ -226,13 +236,16 @@ class _Recipe:
     def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
         dali = _import_dali()
         number = dali.types.INT32 if first is np.int32 else dali.types.FLOAT
-        inputs = dali.fn.external_source(
+        given, *where = dali.fn.external_source(
             source=source,
             num_outputs=3,
             dtype=[dali.types.UINT8, number, dali.types.INT32],
             ndim=[1, 1, 1],
+            no_copy=not source.gives_names,
         )
-        return dali.fn, dali.types, *inputs
+        if source.gives_names:
+            given = dali.fn.io.file.read(given, dont_use_mmap=self.dont_use_mmap)
+        return dali.fn, dali.types, given, *where
 
     def to_torch(self, output: Any) -> torch.Tensor:
         """The batch as a tensor; on the CPU it is DALI's own memory, which lives as long as the tensor."""

@@ -1,40 +1,150 @@
-"""What DALI is told about each batch: file names as bytes, and where to cut, as arrays."""
+"""What DALI is told about each batch: file names or contents as bytes, and where to cut, as arrays."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from trainer.data.background import ordered_map
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
+from trainer.data.storage import Files, Shards
+from trainer.errors import DataError
+
+Bytes = npt.NDArray[np.uint8]
+Fault = Callable[[int, str], DataError]
+
+_READERS = 8
+_CHUNK = 16
+
+
+class Feed(Protocol):
+    """What stands for the images of a batch."""
+
+    gives_names: bool
+
+    def each(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes]]]:
+        """Every plan with the names or the contents of its samples.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop threads."""
+        ...
+
+
+def create_feed(index: Index, storage: Files | Shards, *, fault: Fault) -> Feed:
+    """Names of files, which DALI reads itself; contents where samples lie in tar files."""
+    return Names(index, storage) if isinstance(storage, Files) else Contents(index, storage, fault)
+
+
+class Names:
+    """File names."""
+
+    gives_names = True
+
+    def __init__(self, index: Index, files: Files) -> None:
+        self._paths = index.paths
+        self._prefix = files.prefix
+
+    def each(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes]]]:
+        """Every plan with the names of its files."""
+        for plan in plans:
+            yield plan, self._names(plan.ids)
+
+    def _names(self, ids: npt.NDArray[np.int64]) -> list[Bytes]:
+        prefix, blob = self._prefix, self._paths.blob
+        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
+        return [
+            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    def close(self) -> None:
+        """No threads."""
+
+
+class Contents:
+    """Contents, read ahead by a pool of threads into one piece of memory per batch."""
+
+    gives_names = False
+
+    def __init__(self, index: Index, shards: Shards, fault: Fault) -> None:
+        self._lengths = index.bytes
+        self._shards = shards
+        self._fault = fault
+        self._executor = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+
+    def each(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes]]]:
+        """Chunks of samples go to the threads; a batch is handed out when the last chunk of it is read."""
+        for plan, views, stop in ordered_map(self._executor, self._fill, self._chunks(plans), window=2 * _READERS):
+            if stop == len(plan.ids):
+                yield plan, views
+
+    def _chunks(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes], int, int]]:
+        for plan in plans:
+            ends = np.cumsum(self._lengths[plan.ids])
+            views = np.split(np.empty(ends[-1] if len(ends) else 0, np.uint8), ends[:-1]) if len(ends) else []
+            for start in range(0, max(len(views), 1), _CHUNK):
+                yield plan, views, start, min(start + _CHUNK, len(views))
+
+    def _fill(self, chunk: tuple[Plan, list[Bytes], int, int]) -> tuple[Plan, list[Bytes], int]:
+        plan, views, start, stop = chunk
+        for position in range(start, stop):
+            sample = int(plan.ids[position])
+            try:
+                self._shards.read_into(sample, views[position])
+            except OSError as error:
+                raise self._fault(sample, error.strerror or str(error)) from error
+        return plan, views, stop
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 class Source:
-    """What DALI calls for the next batch: file names and two arrays; keeps the plans that are under way."""
+    """What DALI calls for the next batch: bytes and two arrays; keeps the plans that are under way.
 
-    def __init__(self, index: Index, root: Path, kind: GeometryKind, *, one_by_one: bool = False) -> None:
-        self._paths = index.paths
-        self._prefix = os.fsencode(root) + b"/"
+    With contents DALI reads the very memory that is given here, so that a batch's arrays are held until its
+    output has been taken, and those of an abandoned stream until the next one has begun.
+    """
+
+    def __init__(self, feed: Feed, kind: GeometryKind, *, one_by_one: bool = False) -> None:
+        self.gives_names = feed.gives_names
+        self._feed = feed
         self._kind = kind
         self._one_by_one = one_by_one
+        self._pending: deque[tuple[Plan, tuple[Any, ...]]] = deque()
         self.begin(())
 
     def begin(self, plans: Iterable[Plan]) -> None:
         """Forget everything and go on with `plans`."""
-        self.pending: deque[Plan] = deque()
+        self._abandoned, self._pending = self._pending, deque()
         self.error: BaseException | None = None
         self._inputs = self._each_alone(plans) if self._one_by_one else self._each(plans)
 
+    @property
+    def under_way(self) -> list[Plan]:
+        """The plans whose batches have not been taken."""
+        return [plan for plan, _ in self._pending]
+
+    def take(self) -> Plan:
+        """Remove and return the plan at the head of those under way; DALI is done with its arrays."""
+        return self._pending.popleft()[0]
+
     def take_empty(self) -> Iterator[Plan]:
         """Remove and return the empty plans at the head of those under way."""
-        while self.pending and not len(self.pending[0].ids):
-            yield self.pending.popleft()
+        while self._pending and not len(self._pending[0][0].ids):
+            yield self.take()
 
     def __call__(self) -> tuple[Any, ...]:
         try:
@@ -46,24 +156,23 @@ class Source:
             raise StopIteration from error
 
     def _each(self, plans: Iterable[Plan]) -> Iterator[tuple[Any, ...]]:
-        for plan in plans:
-            self.pending.append(plan)
-            if len(plan.ids):
-                yield self._arrays(plan, 0, len(plan.ids))
+        for plan, given in self._feed.each(plans):
+            arrays = (given, *self._where(plan))
+            self._pending.append((plan, arrays))
+            if given:
+                yield arrays
 
     def _each_alone(self, plans: Iterable[Plan]) -> Iterator[tuple[Any, ...]]:
-        for plan in plans:
-            for position in range(len(plan.ids)):
-                yield self._arrays(plan, position, position + 1)
+        for plan, given in self._feed.each(plans):
+            first, second = self._where(plan)
+            for position in range(len(given)):
+                here = slice(position, position + 1)
+                arrays = (given[here], first[here], second[here])
+                self._pending.append((plan, arrays))
+                yield arrays
 
-    def _arrays(self, plan: Plan, start: int, stop: int) -> tuple[Any, ...]:
-        prefix, blob = self._prefix, self._paths.blob
-        ids = plan.ids[start:stop]
-        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
-        names = [
-            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
-        ]
+    def _where(self, plan: Plan) -> tuple[Any, Any]:
+        geometry = plan.geometry
         if self._kind == "window":
-            windows = plan.geometry.windows[start:stop]
-            return names, np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:])
-        return names, plan.geometry.sizes[start:stop].astype(np.float32), plan.geometry.offsets[start:stop]
+            return np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
+        return geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)

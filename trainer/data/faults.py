@@ -1,28 +1,27 @@
-"""Naming the file that ended a run."""
+"""Naming the file, or the place in a tar file, that ended a run."""
 
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
 
 from trainer.data.index import Index
+from trainer.data.storage import Storage
 from trainer.errors import DataError
 
 
-def file_fault(index: Index, root: Path, sample: int, *, rank: int, reason: str) -> DataError:
+def file_fault(index: Index, storage: Storage, sample: int, *, rank: int, reason: str) -> DataError:
     """The error for a file that could not be turned into pixels, with what to do about it.
 
     Args:
         index: the split.
-        root: data root.
+        storage: where its samples are read.
         sample: sample id.
         rank: the rank that read it.
         reason: what the decoder said, in one line.
     """
-    path = root / index.paths[sample]
     return DataError(
-        f"{path} (sample {sample} of {index.split}, rank {rank}) cannot be used: {reason}; "
-        f"{_what_changed(index, path, sample)}"
+        f"{storage.where(sample)} (sample {sample} of {index.split}, rank {rank}) cannot be used: {reason}; "
+        f"{_what_changed(index, storage, sample)}"
     )
 
 
@@ -31,12 +30,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _what_changed(index: Index, path: Path, sample: int) -> str:
+def _what_changed(index: Index, storage: Storage, sample: int) -> str:
     try:
-        content = path.read_bytes()
+        content = storage.read(sample)
     except OSError:
         return "is the data folder mounted here, as it was when it was indexed?"
     again = "run `reste prepare folder` again, with --skip-bad to leave it out"
+    if index.places is not None:
+        again = "prepare the data again from its source, with --skip-bad to leave it out"
     if len(content) != index.bytes[sample] or zlib.crc32(content) != index.crc32[sample]:
         return f"its content changed since it was indexed: restore it or {again}"
     return f"its content is what was indexed: {again}"

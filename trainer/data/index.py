@@ -1,8 +1,8 @@
 """The index of a data set: every image's path, label, size, length and checksum, from `reste prepare`.
 
 Files: `ROOT/index/<split>.npz` (arrays, no pickles) and `ROOT/index/index.json` (classes, digests, odd and
-left-out files). The JSON file is written last and names the digest of every split, so that a half-made index
-is never taken for a whole one.
+left-out files); where images lie in tar files, `ROOT/index/<split>.places.npz` says where. The JSON file is
+written last and names the digest of every other, so that a half-made index is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -12,58 +12,42 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.paths import Paths
 from trainer.errors import DataError
 
 INDEX_VERSION = 1
+BEGUN = "begun.jsonl"
+"""Below `index/` while images are being written to the root: nothing there is whole."""
 _LISTED = 1000
 _COLUMNS = ("labels", "heights", "widths", "bytes", "crc32")
 
 
-class Paths(Sequence[str]):
-    """A million path names in two arrays instead of a million objects.
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the N images of a split lie in the tar files of `ROOT/shards/`.
 
     Attributes:
-        blob: all names in UTF-8, one after the other.
-        offsets: int64 (N + 1,) where each name begins in the blob.
+        shards: int32 (N,) number of the tar file.
+        offsets: int64 (N,) first byte of the image's content in it; its length is the index's.
     """
 
-    def __init__(self, blob: bytes, offsets: npt.NDArray[np.int64]) -> None:
-        self.blob = blob
-        self.offsets = offsets
+    shards: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
 
-    @classmethod
-    def of(cls, names: Iterable[str]) -> Paths:
-        """Pack names given as strings."""
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        lengths = np.fromiter((len(name) for name in encoded), dtype=np.int64, count=len(encoded))
-        return cls(b"".join(encoded), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
-
-    def encoded(self, which: int) -> bytes:
-        """The name as UTF-8 bytes."""
-        return self.blob[self.offsets[which] : self.offsets[which + 1]]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, which: int) -> str: ...
-    @overload
-    def __getitem__(self, which: slice) -> list[str]: ...
-    def __getitem__(self, which: int | slice) -> str | list[str]:
-        if isinstance(which, slice):
-            return [self[i] for i in range(*which.indices(len(self)))]
-        if not -len(self) <= which < len(self):
-            raise IndexError(which)
-        return self.encoded(which % len(self)).decode("utf-8", "surrogateescape")
+    @property
+    def digest(self) -> str:
+        """SHA-256 over both columns."""
+        columns = (self.shards.astype("<i4").tobytes(), self.offsets.astype("<i8").tobytes())
+        return hashlib.sha256(b"".join(columns)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +62,7 @@ class Index:
         bytes: int64 (N,) file lengths.
         crc32: uint32 (N,) checksum of each file.
         classes: class names in label order.
+        places: where the images lie in tar files; None if they are files of their own.
     """
 
     split: str
@@ -88,13 +73,14 @@ class Index:
     bytes: npt.NDArray[np.int64]
     crc32: npt.NDArray[np.uint32]
     classes: list[str]
+    places: Places | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything above; equal indexes, and only those, have equal digests."""
+        """SHA-256 over everything but `places`: equal content has equal digests, however it is stored."""
         digest = hashlib.sha256(json.dumps([self.split, self.classes]).encode())
         digest.update(self.paths.offsets.astype("<i8").tobytes())
         digest.update(self.paths.blob)
@@ -128,6 +114,9 @@ class Summary:
         odd: usable but unusual files, the first thousand of each kind.
         odd_counts: how many files there are of each kind.
         quarantined: files left out because they cannot be decoded.
+        places: digest of each split's places in tar files; empty if images are files of their own.
+        max_side: pixels that no side exceeds, because larger images were shrunk; None if none were.
+        source: what the images were taken from, in words; empty if they were indexed where they lay.
     """
 
     classes: list[str]
@@ -136,6 +125,9 @@ class Summary:
     odd: list[OddFile] = field(default_factory=list)
     odd_counts: dict[str, int] = field(default_factory=dict)
     quarantined: list[OddFile] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    max_side: int | None = None
+    source: str = ""
 
 
 def index_folder(root: Path) -> Path:
@@ -144,7 +136,13 @@ def index_folder(root: Path) -> Path:
 
 
 def save_indexes(
-    root: Path, indexes: Sequence[Index], *, odd: Sequence[OddFile] = (), quarantined: Sequence[OddFile] = ()
+    root: Path,
+    indexes: Sequence[Index],
+    *,
+    odd: Sequence[OddFile] = (),
+    quarantined: Sequence[OddFile] = (),
+    max_side: int | None = None,
+    source: str = "",
 ) -> Summary:
     """Write the index of a whole data set, each file whole or not at all, `index.json` last."""
     folder = index_folder(root)
@@ -154,6 +152,9 @@ def save_indexes(
         arrays["path_blob"] = np.frombuffer(index.paths.blob, dtype=np.uint8)
         arrays["path_offsets"] = index.paths.offsets
         write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays))
+        if index.places is not None:
+            arrays = {"shards": index.places.shards, "offsets": index.places.offsets}
+            write_atomically(folder / f"{index.split}.places.npz", partial(np.savez, **arrays))
     summary = Summary(
         classes=indexes[0].classes,
         samples={index.split: len(index) for index in indexes},
@@ -161,6 +162,9 @@ def save_indexes(
         odd=_first_of_each_kind(odd),
         odd_counts=dict(Counter(file.what for file in odd)),
         quarantined=list(quarantined),
+        places={index.split: index.places.digest for index in indexes if index.places is not None},
+        max_side=max_side,
+        source=source,
     )
     text = json.dumps({"version": INDEX_VERSION, **asdict(summary)}, indent=1) + "\n"
     write_atomically(folder / "index.json", lambda file: file.write(text.encode()))
@@ -186,7 +190,7 @@ def load_summary(root: Path) -> Summary:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"data root {root} does not exist: set data.root to the folder with train/ and val/")
-    fix = f"run: reste prepare folder {root}"
+    fix = _fix(root)
     try:
         found = json.loads((index_folder(root) / "index.json").read_text())
         version = found.pop("version")
@@ -201,6 +205,12 @@ def load_summary(root: Path) -> Summary:
         raise DataError(f"the index of {root} cannot be read ({type(error).__name__}): {fix}") from error
 
 
+def _fix(root: Path) -> str:
+    if (root / "shards").is_dir() or (index_folder(root) / BEGUN).exists():
+        return "start the reste prepare that made it again, with the same SOURCE"
+    return f"run: reste prepare folder {root}"
+
+
 def load_index(root: Path, split: str) -> Index:
     """Read and verify the index of one split.
 
@@ -209,20 +219,27 @@ def load_index(root: Path, split: str) -> Index:
     """
     root = Path(root)
     summary = load_summary(root)
-    fix = f"run: reste prepare folder {root}"
+    fix = _fix(root)
     if split not in summary.digests:
         raise DataError(f"{root} has no split {split!r}, only {', '.join(summary.digests)}: {fix}")
     try:
-        file = index_folder(root) / f"{split}.npz"
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            paths = Paths(arrays["path_blob"].tobytes(), arrays["path_offsets"])
-            columns = {name: arrays[name] for name in _COLUMNS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = _arrays(root, split)
+        paths = Paths(arrays["path_blob"].tobytes(), arrays["path_offsets"])
+        columns: dict[str, Any] = {name: arrays[name] for name in _COLUMNS}
+        columns["places"] = Places(**_arrays(root, f"{split}.places")) if split in summary.places else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"the {split} index of {root} cannot be read ({type(error).__name__}): {fix}") from error
     index = Index(split=split, paths=paths, classes=summary.classes, **columns)
     if index.digest != summary.digests[split]:
         raise DataError(f"the {split} index of {root} does not have the digest recorded for it: {fix}")
+    if index.places is not None and index.places.digest != summary.places[split]:
+        raise DataError(f"the places of the {split} index of {root} do not have the digest recorded for them: {fix}")
     return index
+
+
+def _arrays(root: Path, name: str) -> dict[str, Any]:
+    with open(index_folder(root) / f"{name}.npz", "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

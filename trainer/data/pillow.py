@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainer.data.geometry import Geometry
 from trainer.data.index import Index
+from trainer.data.storage import Storage
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def open_rgb(index: Index, root: Path, sample: int) -> Image.Image:
+def open_rgb(index: Index, storage: Storage, sample: int) -> Image.Image:
     """Decode a sample whole, without EXIF rotation.
 
     Raises:
-        ValueError: its size is not the indexed one.
+        ValueError: it is no image, or its size is not the indexed one.
         OSError: it cannot be read; Pillow's decoders raise other kinds too.
     """
-    with Image.open(root / index.paths[sample]) as image:
+    try:
+        opened = Image.open(io.BytesIO(storage.read(sample)))
+    except UnidentifiedImageError:
+        raise ValueError("it is no image that can be read") from None
+    with opened as image:
         indexed = (int(index.widths[sample]), int(index.heights[sample]))
         if image.size != indexed:
             raise ValueError(f"it has {_size(image.size)} pixels, {_size(indexed)} when it was indexed")

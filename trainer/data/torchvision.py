@@ -20,6 +20,7 @@ from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
 from trainer.data.pillow import Pixels, cut, open_rgb
+from trainer.data.storage import open_storage
 
 _CHUNK = 8
 
@@ -29,7 +30,7 @@ class TorchvisionLoader:
 
     Args:
         index: the split.
-        root: data root that the index's paths are relative to.
+        root: data root, where the index's samples are.
         image_size: side S of the result, as in the plans.
         kind: kind of the plans' geometry.
         max_batch: largest batch of a plan.
@@ -51,7 +52,7 @@ class TorchvisionLoader:
         rank: int = 0,
     ) -> None:
         self._index = index
-        self._root = Path(root).absolute()
+        self._storage = open_storage(index, root)
         self._limits = (image_size, kind, max_batch)
         self._workers = max(workers, 1)
         self._prefetch = prefetch
@@ -70,6 +71,7 @@ class TorchvisionLoader:
         """Stop the threads; the loader cannot be used afterwards."""
         self._end_current()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._storage.close()
 
     def _end_current(self) -> None:
         batches = self._current() if self._current else None
@@ -98,7 +100,7 @@ class TorchvisionLoader:
         for position in range(start, stop):
             sample = int(plan.ids[position])
             try:
-                pixels[position] = cut(open_rgb(self._index, self._root, sample), plan.geometry, position)
+                pixels[position] = cut(open_rgb(self._index, self._storage, sample), plan.geometry, position)
             except Exception as error:  # Pillow's decoders raise many kinds; all of them mean this file
-                raise file_fault(self._index, self._root, sample, rank=self._rank, reason=one_line(error)) from error
+                raise file_fault(self._index, self._storage, sample, rank=self._rank, reason=one_line(error)) from error
         return plan, pixels, stop

@@ -67,13 +67,18 @@ def check_file(path: Path) -> FileFacts:
             content = file.read()
     except OSError as error:
         return FileFacts(0, 0, 0, 0, 0, (), error.strerror or one_line(error))
+    return check_content(content, path.suffix.lower(), mtime_ns=status.st_mtime_ns)
+
+
+def check_content(content: bytes, extension: str, *, mtime_ns: int = 0) -> FileFacts:
+    """Decode the content of a file with that extension, in small letters; never raises for what is in it."""
     crc32 = zlib.crc32(content)
     try:
-        height, width, odd = _decode(content, path.suffix.lower())
+        height, width, odd = _decode(content, extension)
     except Exception as error:  # Pillow's decoders raise many kinds
         bad = "the file is empty" if not content else one_line(error)
-        return FileFacts(len(content), status.st_mtime_ns, 0, 0, crc32, (), bad)
-    return FileFacts(len(content), status.st_mtime_ns, height, width, crc32, tuple(odd), None)
+        return FileFacts(len(content), mtime_ns, 0, 0, crc32, (), bad)
+    return FileFacts(len(content), mtime_ns, height, width, crc32, tuple(odd), None)
 
 
 def _decode(content: bytes, extension: str) -> tuple[int, int, list[str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from trainer.data.index import Index, OddFile, Paths, Summary, index_folder, save_indexes
+from trainer.data.index import BEGUN, Index, OddFile, Summary, index_folder, save_indexes
+from trainer.data.paths import Paths
 from trainer.data.prepare.check import FileFacts
 from trainer.data.prepare.layout import Layout, find_images
 from trainer.data.prepare.scan import Memory, scan
@@ -49,6 +51,8 @@ def prepare_folder(
             cannot be decoded, or the index cannot be written.
     """
     root = Path(root)
+    if (index_folder(root) / BEGUN).exists():
+        raise DataError(f"{root} is half made: start the reste prepare that began it again, with the same SOURCE")
     try:
         layout = find_images(root, val_labels=val_labels)
     except OSError as error:
@@ -60,7 +64,7 @@ def prepare_folder(
         bad = _bad_files(facts)
         try:
             if bad and not skip_bad:
-                raise _refusal(root, bad, len(facts))
+                raise refusal([OddFile(str(root / file.path), file.what) for file in bad], len(facts))
             indexes = [_index(split, images, layout.classes, facts) for split, images in layout.images.items()]
         except DataError:
             _forget(folder, len(facts))
@@ -99,8 +103,9 @@ def _forget(folder: Path, files: int) -> None:
             folder.rmdir()
 
 
-def _refusal(root: Path, bad: Sequence[OddFile], files: int) -> DataError:
-    named = "; ".join(f"{root / file.path} ({file.what})" for file in bad[:_NAMED])
+def refusal(bad: Sequence[OddFile], files: int) -> DataError:
+    """The error for files that cannot be used, which are named up to twenty."""
+    named = "; ".join(f"{file.path} ({file.what})" for file in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return DataError(
         f"{len(bad)} of {files} files cannot be used: {named}{more}: replace them, or leave them out with --skip-bad"
@@ -109,6 +114,28 @@ def _refusal(root: Path, bad: Sequence[OddFile], files: int) -> DataError:
 
 def _index(split: str, images: Sequence[tuple[str, int]], classes: list[str], facts: dict[str, FileFacts]) -> Index:
     usable = [(name, label, facts[name]) for name, label in images if facts[name].bad is None]
+    return build_index(split, usable, classes)
+
+
+class Facts(Protocol):
+    """What an index holds of an image besides its path and label."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def crc32(self) -> int: ...
+
+
+def build_index(split: str, usable: Sequence[tuple[str, int, Facts]], classes: list[str]) -> Index:
+    """The index of images given as (path, label, facts), in their order.
+
+    Raises:
+        DataError: a class has no image.
+    """
     labels = np.array([label for _, label, _ in usable], dtype=np.int64)
     absent = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(absent):

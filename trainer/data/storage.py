@@ -1,0 +1,136 @@
+"""Reading the bytes of a sample: from a file of its own, or from its place in a tar file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.index import Index
+
+_KEPT_OPEN = 512
+
+
+class Storage(Protocol):
+    """Where the images of a split are; may be used from many threads."""
+
+    def read(self, sample: int) -> bytes:
+        """The whole content of a sample.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
+    def where(self, sample: int) -> str:
+        """Its place in words that a user can follow."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open; may be called twice."""
+        ...
+
+
+def open_storage(index: Index, root: Path) -> Files | Shards:
+    """The storage that the index tells of."""
+    return Files(index, root) if index.places is None else Shards(index, root)
+
+
+def shard_path(root: Path, split: str, number: int) -> Path:
+    """The name of a tar file of a split."""
+    return root / "shards" / f"{split}-{number:06d}.tar"
+
+
+class Files:
+    """Every sample is a file of its own below the data root."""
+
+    def __init__(self, index: Index, root: Path) -> None:
+        self._paths = index.paths
+        self._root = Path(root).absolute()
+        self.prefix = os.fsencode(self._root) + b"/"
+
+    def read(self, sample: int) -> bytes:
+        """The whole file."""
+        return (self._root / self._paths[sample]).read_bytes()
+
+    def where(self, sample: int) -> str:
+        """Its path."""
+        return str(self._root / self._paths[sample])
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class Shards:
+    """Samples lie in tar files and are read from their places by `pread`, nothing mapped, no position shared.
+
+    Tar files stay open once read from, the first 512 of them; others are opened for every read.
+    """
+
+    def __init__(self, index: Index, root: Path) -> None:
+        assert index.places is not None
+        self._index, self._places = index, index.places
+        self._root = Path(root).absolute()
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, sample: int) -> bytes:
+        """The whole content of a sample."""
+        content = np.empty(int(self._index.bytes[sample]), np.uint8)
+        self.read_into(sample, content)
+        return content.tobytes()
+
+    def read_into(self, sample: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read a sample into memory of its length.
+
+        Raises:
+            OSError: it cannot be read, or the tar file ends before it does.
+        """
+        number, offset = int(self._places.shards[sample]), int(self._places.offsets[sample])
+        file, kept = self._file(number)
+        try:
+            _fill(file, memoryview(out.data), offset)
+        finally:
+            if not kept:
+                os.close(file)
+
+    def where(self, sample: int) -> str:
+        """Tar file, first byte, and the sample's path."""
+        file = self._path(int(self._places.shards[sample]))
+        return f"{file}, byte {self._places.offsets[sample]} ({self._index.paths[sample]})"
+
+    def close(self) -> None:
+        """Close the tar files; reading opens them again."""
+        with self._lock:
+            for file in self._open.values():
+                os.close(file)
+            self._open.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _path(self, number: int) -> Path:
+        return shard_path(self._root, self._index.split, number)
+
+    def _file(self, number: int) -> tuple[int, bool]:
+        with self._lock:
+            if number in self._open:
+                return self._open[number], True
+            file = os.open(self._path(number), os.O_RDONLY)
+            kept = len(self._open) < _KEPT_OPEN
+            if kept:
+                self._open[number] = file
+            return file, kept
+
+
+def _fill(file: int, out: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(out):
+        count = os.preadv(file, [out[done:]], offset + done)
+        if not count:
+            raise OSError(f"the file ends at byte {offset + done}, {len(out) - done} bytes too early")
+        done += count
