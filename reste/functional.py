@@ -36,6 +36,7 @@ from .curves import (
     require_threshold,
     reste_curve,
     reste_slope,
+    root_curve,
     ste_curve,
     ste_slope,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "reste_curve",
     "reste_sign",
     "reste_slope",
+    "root_curve",
     "ste_curve",
     "ste_sign",
     "ste_slope",

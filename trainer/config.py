@@ -169,7 +169,7 @@ class LogConfig(Group):
     """What is written when."""
 
     every: Duration = Field("10", description="steps between journal entries")
-    indicators_every: Duration = Field("100", description="steps between probes of the two indicators")
+    indicators_every: Duration = Field("100", description="steps between probes of the indicators")
     print_s: Positive = Field(5.0, description="seconds between progress lines where there is no terminal")
 
 
