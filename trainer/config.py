@@ -186,6 +186,7 @@ class TrackingConfig(Group):
     enabled: bool = True
     uri: str | None = Field(None, description="null: SQLite in run.dir")
     experiment: str = "reste"
+    parent: str | None = Field(None, description="id of the MLflow run that this run is part of; a study sets it")
 
 
 class Config(Group):
