@@ -49,7 +49,9 @@ def equilibrium(
     sweep = plan_sweep(path, overrides, parse_powers(o_end), seeds, out)
     missing = [point for point in sweep.points if not is_finished(sweep, point)]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(sweep.points)} runs, {len(missing)} to train; files in {sweep.directory}", markup=False)
+    console.print(
+        f"{count(len(sweep.points), 'run')}, {len(missing)} to train; files in {sweep.directory}", markup=False
+    )
     parent = create_parent(sweep, o_end, seeds) if sweep.config.tracking.enabled else None
     status: EndStatus = "FAILED"
     try:
@@ -147,6 +149,11 @@ def spread(values: Sequence[float], form: str = ".4g") -> str:
     """Mean, and standard deviation if there are several."""
     mean = format(fmean(values), form)
     return mean if len(values) < 2 else f"{mean} +- {format(stdev(values), form)}"
+
+
+def count(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def answer(whether: bool) -> str:
