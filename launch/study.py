@@ -14,6 +14,7 @@ from rich.table import Table
 from launch import local
 from launch.children import Children
 from launch.prepare import progress
+from trainer.data.datasets import open_datasets
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED, ConfigError, UserError
 from trainer.main import speak_plainly
 from trainer.study.equilibrium import (
@@ -48,6 +49,7 @@ def equilibrium(
     speak_plainly(0)
     sweep = plan_sweep(path, overrides, parse_powers(o_end), seeds, out)
     missing = [point for point in sweep.points if not is_finished(sweep, point)]
+    open_datasets(sweep.config)  # so that data that is missing or damaged leaves nothing behind
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{count(len(sweep.points), 'run')}, {len(missing)} to train; files in {sweep.directory}", markup=False

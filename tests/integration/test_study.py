@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, descendants, environment, last_step, records, reste
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(700)
 TINY = (
     "data.loader=synthetic",
     "data.synthetic={samples: 64, classes: 10}",
@@ -86,7 +86,7 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(journal: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while last_step(journal) < step:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -102,7 +102,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_mlflow_shows_it_below_one
     with started(command, tmp_path / "log") as process:
         wait_for(folder / "o3-seed1234" / "journal.jsonl", 6, process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(100) == 85, (tmp_path / "log").read_text()
+        assert process.wait(200) == 85, (tmp_path / "log").read_text()
     assert "start the same command again" in (tmp_path / "log").read_text()
     assert json.loads((folder / "o3-seed1234" / "status.json").read_text())["state"] == "stopped"
     first = (folder / "o1-seed1234" / "journal.jsonl").read_bytes()
@@ -149,3 +149,12 @@ def test_a_training_that_fails_ends_the_study_with_its_one_line_and_its_exit_cod
     assert "run o1-seed1234: " in errors[0]
     assert "not finite at step" in errors[0]
     assert not (tmp_path / "digits-equilibrium" / "o2-seed1234").exists()
+
+
+def test_a_study_without_its_data_leaves_nothing_behind(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = reste("study", "equilibrium", QUICK, "--o-end", "2", f"run.dir={runs}", f"data.root={tmp_path / 'none'}")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
