@@ -39,7 +39,7 @@ def table(runs: Path) -> list[dict[str, str]]:
 
 def test_a_study_trains_its_runs_once_and_writes_table_and_figure(tmp_path: Path) -> None:
     command = study(tmp_path, "2", "train.epochs=1", "tracking.enabled=false")
-    done = reste(*command)
+    done = reste(*command, threads=1)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "digits-equilibrium"
     assert (folder / "equilibrium.png").read_bytes().startswith(b"\x89PNG")
@@ -50,7 +50,7 @@ def test_a_study_trains_its_runs_once_and_writes_table_and_figure(tmp_path: Path
     assert float(row["estimating_error"]) == pytest.approx(sum(errors) / 4)
     assert not (tmp_path / "mlflow.db").exists()
     journal = (folder / "o2-seed1234" / "journal.jsonl").read_bytes()
-    again = reste(*command)
+    again = reste(*command, threads=1)
     assert again.returncode == 0, again.stderr
     assert "1 run, 0 to train" in again.stdout
     assert (folder / "o2-seed1234" / "journal.jsonl").read_bytes() == journal
@@ -71,7 +71,7 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "launch", *command],
-            env=environment(),
+            env=environment() | {"OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -106,7 +106,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_mlflow_shows_it_below_one
     assert "start the same command again" in (tmp_path / "log").read_text()
     assert json.loads((folder / "o3-seed1234" / "status.json").read_text())["state"] == "stopped"
     first = (folder / "o1-seed1234" / "journal.jsonl").read_bytes()
-    done = reste(*command)
+    done = reste(*command, threads=1)
     assert done.returncode == 0, done.stderr
     assert "2 runs, 1 to train" in done.stdout
     assert (folder / "o1-seed1234" / "journal.jsonl").read_bytes() == first
@@ -142,7 +142,7 @@ def test_a_killed_study_takes_its_training_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_fails_ends_the_study_with_its_one_line_and_its_exit_code(tmp_path: Path) -> None:
-    done = reste(*study(tmp_path, "1,2", "train.epochs=2", "optim.lr=1e38", "tracking.enabled=false"))
+    done = reste(*study(tmp_path, "1,2", "train.epochs=2", "optim.lr=1e38", "tracking.enabled=false"), threads=1)
     assert done.returncode == 4, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
