@@ -1,10 +1,11 @@
-"""The trainer's loop against a bare loop, and the binary network against its twin and against a naive ReSTE step."""
+"""The trainer's loop against a bare one, a step with a probe against one without, the network against its kin."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import models  # noqa: F401  (registers the names)
 from reste import BinaryConv2d, set_power
 from trainer.assembly import build
 from trainer.config import load_config
-from trainer.events import log_training
+from trainer.events import log_indicators, log_training
 from trainer.loop import train_step
+from trainer.run import Plan, Run
 
 QUICK = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
 CORES = torch.get_num_threads()
@@ -29,9 +31,7 @@ def loop_rows(compare: Callable[..., Any], repeats: int, quick: bool) -> Iterato
     torch.set_num_threads(CORES)
     chunk = 2 if quick else 20
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["data.loader=synthetic", "data.image_size=32", f"run.dir={folder}", "tracking.enabled=false"]
-        overrides += ["train.batch_size=32", "train.epochs=1000", "train.compile=false", "log.print_s=1000"]
-        run = build(load_config(QUICK, overrides))
+        run = small_run(folder, batch_size=32)
         # The bare loop keeps its batch at hand, so that only the trainer pays for its loader.
         images, labels = run.pixels(run.feed.take())
         model = timm.create_model("resnet20_1w1a", estimator="reste", num_classes=10)
@@ -53,6 +53,42 @@ def loop_rows(compare: Callable[..., Any], repeats: int, quick: bool) -> Iterato
                 optimizer.zero_grad(set_to_none=True)
 
         yield compare("bare loop, resnet20_1w1a 32 px", ">= 0.97", ours, bare, repeats)
+        run.recorder.abandon()
+        run.close()
+
+
+def small_run(folder: str, *, batch_size: int) -> Run:
+    """ResNet-20 on made-up images of 32 pixels, set to train for longer than anybody measures."""
+    overrides = ["data.loader=synthetic", "data.image_size=32", f"run.dir={folder}", "tracking.enabled=false"]
+    overrides += ["train.epochs=1000", "train.compile=false", "log.print_s=1000"]
+    return build(load_config(QUICK, [*overrides, f"train.batch_size={batch_size}"]))
+
+
+def indicator_rows(compare: Callable[..., Any], repeats: int, quick: bool) -> Iterator[Any]:
+    """A step with a probe of all indicators, its host read and its journal line, in turn with a step without.
+
+    A ratio r is a cost of (r - 1) / 100 of the training at the default of one probe in 100 steps.
+    """
+    torch.set_num_threads(CORES)
+    with tempfile.TemporaryDirectory() as folder:
+        run = small_run(folder, batch_size=4 if quick else 128)
+        unprobed = replace(run.plan, indicators_every=0)
+
+        def step(plan: Plan) -> None:
+            run.plan = plan
+            indicators = train_step(run)
+            run.state.step += 1
+            if indicators:
+                log_indicators(run, indicators)
+
+        probed = replace(unprobed, indicators_every=1)
+        yield compare(
+            "step with a probe / step without, resnet20_1w1a 32 px",
+            "<= 2 (1 % at one in 100)",
+            lambda: step(unprobed),
+            lambda: step(probed),
+            repeats,
+        )
         run.recorder.abandon()
         run.close()
 

@@ -1,6 +1,6 @@
 """Speed, printed as ratios of two things measured side by side in one process; nothing is asserted.
 
-python benchmarks/run.py [loader|loop|step|all] [--repeats 7] [--quick] [--record FILE]
+python benchmarks/run.py [loader|loop|indicators|step|all] [--repeats 7] [--quick] [--record FILE]
 
 A ratio is the median over interleaved repeats of (time of the other) / (time of ours): above 1 ours is faster.
 """
@@ -78,6 +78,10 @@ def measure(which: str, repeats: int, quick: bool) -> Iterator[Row]:
         from networks import loop_rows
 
         yield from loop_rows(compare, repeats, quick)
+    if which in {"indicators", "all"}:
+        from networks import indicator_rows
+
+        yield from indicator_rows(compare, repeats, quick)
     if which in {"step", "all"}:
         from networks import step_rows
 
@@ -85,7 +89,7 @@ def measure(which: str, repeats: int, quick: bool) -> Iterator[Row]:
 
 
 def main(
-    which: Annotated[str, typer.Argument(help="loader, loop, step or all.")] = "all",
+    which: Annotated[str, typer.Argument(help="loader, loop, indicators, step or all.")] = "all",
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: to see that it runs.")] = False,
     record: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,

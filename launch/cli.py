@@ -22,6 +22,8 @@ prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: ver
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(track_app, name="track")
+study_app = typer.Typer(no_args_is_help=True, help="Questions that take several trainings to answer.")
+app.add_typer(study_app, name="study")
 
 Overrides = Annotated[
     list[str] | None,
@@ -209,6 +211,28 @@ def track_sync(
 
     report = sync_run(run, uri=uri)
     typer.echo(f"{report.points} points sent to {report.uri}, run {report.run_id}")
+
+
+@study_app.command("equilibrium")
+def study_equilibrium(
+    config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/equilibrium.yaml.")],
+    o_end: Annotated[str, typer.Option("--o-end", help="Last powers, e.g. 1,1.5,2,3.")],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs for each power; seeds count up from the config's.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder; `NAME-equilibrium` in `run.dir` by default.")] = None,
+    nproc: Nproc = None,
+) -> None:
+    """Train once for each last power; draw estimating error against gradient instability, and accuracy.
+
+    Each training is an ordinary run. Start the same command again to go on where it was interrupted.
+
+    Exit codes: those of `reste train`.
+
+    Example: `reste study equilibrium configs/equilibrium.yaml --o-end 1,1.5,2,3`.
+    """
+    from launch import study
+
+    raise typer.Exit(study.equilibrium(config, overrides or [], o_end=o_end, seeds=seeds, out=out, nproc=nproc))
 
 
 def main() -> Any:

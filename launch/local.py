@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config import Config, load_config
+from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DataError, NonFiniteError
 
 _TELLING = (ConfigError.exit_code, DataError.exit_code, NonFiniteError.exit_code, EXIT_STOPPED)
@@ -75,11 +76,9 @@ def evaluate(
 
 
 def _start(rank: Callable[[], int], nproc: int | None, config: Config | None) -> int:
+    end_with_launcher()
     ranks = world_size(nproc)
     if is_rank():
-        from trainer.distributed.elastic import end_with_launcher
-
-        end_with_launcher()
         return rank()
     if ranks == 1:
         return rank()

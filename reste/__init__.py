@@ -11,10 +11,17 @@ from .functional import (
     reste_gain,
     reste_sign,
     reste_slope,
+    root_curve,
     ste_curve,
     ste_sign,
 )
-from .indicators import collect_indicators, estimating_error, gradient_instability
+from .indicators import (
+    activation_errors,
+    activation_sums,
+    collect_indicators,
+    estimating_error,
+    gradient_instability,
+)
 from .layers import BinaryConv2d, BinaryLinear, binary_layers, get_power, set_power
 from .quantizers import weight_scale
 from .schedules import POWER_SCHEDULES, constant_power, cosine_power, linear_power, power_schedule
@@ -24,6 +31,8 @@ __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
     "Estimator",
+    "activation_errors",
+    "activation_sums",
     "approx_curve",
     "approx_sign",
     "binary_layers",
@@ -45,6 +54,7 @@ __all__ = [
     "reste_gain",
     "reste_sign",
     "reste_slope",
+    "root_curve",
     "set_power",
     "ste_curve",
     "ste_sign",

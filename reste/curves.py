@@ -90,6 +90,26 @@ def approx_slope(x: Tensor) -> Tensor:
     return torch.where(magnitude < 1, 2 - 2 * magnitude, 0)
 
 
+def root_curve(x: Tensor, power: Tensor | float) -> Tensor:
+    """f(x) = sign(x) |x|^(1/o): ReSTE's power function before it gets its chord and saturation (Wu et al., ICCV 2023).
+
+    Nothing trains with it, its slope at 0 being infinite; the paper's estimating error is measured with it.
+
+    Args:
+        x: any shape.
+        power: o >= 1, a 0-d tensor or a number.
+
+    Returns:
+        f(x), with dtype and shape of `x`.
+
+    Raises:
+        ValueError: a number `power` below 1.
+    """
+    wide = widen(x)
+    o = as_power(power, wide).to(wide.dtype)
+    return (wide.sign() * wide.abs() ** (1 / o)).to(x.dtype)
+
+
 @lru_cache(maxsize=64)
 def reste_gain(power: float, threshold: float = 1.5, knee: float = 0.1) -> float:
     """What `reste_slope` is multiplied with when it is normalised: c(o) = r(1) / r(o).

@@ -37,6 +37,7 @@ from .curves import (
     reste_curve,
     reste_gain,
     reste_slope,
+    root_curve,
     ste_curve,
     ste_slope,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "reste_gain",
     "reste_sign",
     "reste_slope",
+    "root_curve",
     "ste_curve",
     "ste_sign",
     "ste_slope",

@@ -15,6 +15,7 @@ ONLY_IN = {
     "torch.distributed": ("trainer/distributed/",),
     "mlflow": ("trainer/tracking/",),
     "nvidia.dali": ("trainer/data/dali.py",),
+    "matplotlib": ("trainer/study/figure.py",),
     "deepspeed": ("trainer/distributed/deepspeed.py",),
     "triton": ("reste/kernels/",),
 }
@@ -68,6 +69,7 @@ def test_science_reads_no_files_environment_or_clock(layer: str) -> None:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     heavy = ["torch", "timm", "numpy", "torchvision", "nvidia.dali", "mlflow", "deepspeed", "sklearn", "PIL"]
+    heavy.append("matplotlib")
     code = f"import sys, launch.cli, launch.local; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -33,11 +33,13 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
-def reste(*arguments: object, timeout_s: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end; both streams are captured."""
+def reste(
+    *arguments: object, timeout_s: float = 240, cwd: Path | None = None, threads: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, on so many threads a rank; both streams are captured."""
     return subprocess.run(
         [sys.executable, "-m", "launch", *map(str, arguments)],
-        env=environment(),
+        env=environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
         cwd=cwd,
         capture_output=True,
         text=True,

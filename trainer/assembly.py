@@ -241,7 +241,7 @@ def create_recorder(
         resumed_from=found.path if found else None,
     )
     if config.tracking.enabled:
-        recorder.track(config.tracking.uri, config.tracking.experiment)
+        recorder.track(config.tracking)
     return recorder
 
 

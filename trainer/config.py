@@ -172,7 +172,7 @@ class LogConfig(Group):
     """What is written when."""
 
     every: Duration = Field("10", description="steps between journal entries")
-    indicators_every: Duration = Field("100", description="steps between probes of the two indicators")
+    indicators_every: Duration = Field("100", description="steps between probes of the indicators")
     print_s: Positive = Field(5.0, description="seconds between progress lines where there is no terminal")
 
 
@@ -189,6 +189,7 @@ class TrackingConfig(Group):
     enabled: bool = True
     uri: str | None = Field(None, description="null: SQLite in run.dir")
     experiment: str = "reste"
+    parent: str | None = Field(None, description="id of the MLflow run that this run is part of; a study sets it")
 
 
 class Config(Group):

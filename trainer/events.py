@@ -28,6 +28,7 @@ class Result:
         best_step: step of the best evaluation.
         samples: training samples seen by all ranks.
         steps: optimizer steps.
+        steps_per_epoch: optimizer steps of one epoch.
         seconds: training time over all attempts.
         images_per_s: samples / seconds.
     """
@@ -38,6 +39,7 @@ class Result:
     best_step: int | None
     samples: int
     steps: int
+    steps_per_epoch: int
     seconds: float
     images_per_s: float
 
@@ -122,6 +124,7 @@ def result(run: Run, exit_code: int) -> Result:
         best_step=state.best_step,
         samples=state.samples_seen,
         steps=state.step,
+        steps_per_epoch=run.plan.steps_per_epoch,
         seconds=state.seconds,
         images_per_s=state.samples_seen / state.seconds if state.seconds else 0.0,
     )

@@ -6,10 +6,11 @@ import time
 
 import torch
 
-from reste import collect_indicators, set_power
+from reste import set_power
 from trainer import events
 from trainer.cadence import due
 from trainer.losses import correct_counts, cross_entropy_sum
+from trainer.probe import probe
 from trainer.run import Run
 from trainer.seeding import seed_step
 
@@ -62,7 +63,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
     global_loss = run.meters.agree()
     gradient_norm = run.engine.finish_gradients()
     blocked = run.guard.check(global_loss, gradient_norm, step)
-    probed = collect_indicators(run.model) if due(step + 1, run.plan.indicators_every) else {}
+    probed = probe(run, images, batch.plan) if due(step + 1, run.plan.indicators_every) else {}
     run.engine.step(lr=run.learning_rate(step), blocked=blocked)
     if due(step + 1, run.plan.read_every):
         run.guard.raise_if_blocked()

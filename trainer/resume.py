@@ -113,19 +113,20 @@ def _choose(config: Config, checkpoints: Path) -> Path | None:
     return path
 
 
+def differences(saved: Config, now: Config) -> list[str]:
+    """Every value that decides what is computed and that two configurations do not share: `key: saved -> now`."""
+    old, new = fixed_values(saved), fixed_values(now)
+    keys = sorted(old.keys() | new.keys())
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
 def refuse_changes(config: Config, path: Path) -> None:
     """Refuse to continue another run's checkpoint under a configuration that computes something else.
 
     Raises:
         ConfigError: naming every value that differs.
     """
-    saved = fixed_values(load_config(path / "config.yaml"))
-    now = fixed_values(config)
-    changed = [
-        f"{key}: {saved.get(key)} -> {now.get(key)}"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
-    ]
+    changed = differences(load_config(path / "config.yaml"), config)
     if changed:
         raise ConfigError(
             f"{path} was saved under another configuration ({'; '.join(changed)}): choose another run.name, "

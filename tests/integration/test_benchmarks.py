@@ -13,7 +13,8 @@ from trainings import ROOT, environment
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("which", "count"), [("loader", 3), ("loop", 1)])  # `step` compiles for minutes
+# `step` compiles for minutes.
+@pytest.mark.parametrize(("which", "count"), [("loader", 3), ("loop", 1), ("indicators", 1)])
 def test_a_benchmark_prints_its_ratios(tmp_path: Path, which: str, count: int) -> None:
     record = tmp_path / "record.json"
     command = [sys.executable, ROOT / "benchmarks" / "run.py", which, "--quick", "--repeats=1", "--record", record]

@@ -28,7 +28,7 @@ def test_summary_shows_bits_memory_and_operations() -> None:
     assert "resnet34_1w1a" in reste("summary", "--list").stdout
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "prepare", "summary", "status", "track"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "prepare", "summary", "status", "study", "track"])
 def test_help_teaches(command: str) -> None:
     done = reste(*([command] if command else []), "--help")
     assert done.returncode == 0

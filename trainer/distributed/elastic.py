@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import logging
 import os
-import signal
-import sys
 import uuid
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-PARENT_VARIABLE = "RESTE_LAUNCHER_PID"
+from trainer.distributed.lifeline import LAUNCHER_VARIABLE
+
 SHUTDOWN_S = 60
-_PR_SET_PDEATHSIG = 1
 
 
 def start_ranks(command: list[str], ranks: int) -> list[int]:
@@ -35,7 +32,7 @@ def start_ranks(command: list[str], ranks: int) -> list[int]:
     # What the launcher has to say is said better by the ranks themselves.
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     options = {
         "min_nodes": 1,
         "max_nodes": 1,
@@ -57,16 +54,3 @@ def start_ranks(command: list[str], ranks: int) -> list[int]:
     except SignalException as error:
         return [-int(error.sigval)]
     return []
-
-
-def end_with_launcher() -> None:
-    """Let this rank be killed when the launcher that started it dies, however it dies (Linux).
-
-    Without this, `kill -9` of the launcher leaves ranks training on, with the run's folder locked.
-    """
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        os.kill(os.getpid(), signal.SIGKILL)

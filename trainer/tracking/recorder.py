@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
+from trainer.config import TrackingConfig
 from trainer.tracking.files import write_json
 from trainer.tracking.journal import Journal
 from trainer.tracking.manifest import build_manifest, write_manifest
 from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
 from trainer.tracking.progress import Progress
 from trainer.tracking.status import State, write_status
-from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags
+from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags, parent_tags
 
 
 class Recorder:
@@ -81,7 +82,7 @@ class Recorder:
             self._journal.event("resumed", step=step, fields={"from": self._checkpoint})
         self._write_status("running")
 
-    def track(self, uri: str | None, experiment: str) -> None:
+    def track(self, tracking: TrackingConfig) -> None:
         """Let MLflow follow the journal; returns at once."""
         if not self.enabled:
             return
@@ -90,11 +91,11 @@ class Recorder:
         self._sender = MlflowSender(
             self.directory / "journal.jsonl",
             run_dir=self.directory,
-            uri=uri,
-            experiment=experiment,
+            uri=tracking.uri,
+            experiment=tracking.experiment,
             run_name=self.directory.name,
             params=flatten(config),
-            tags=manifest_tags(manifest),
+            tags=manifest_tags(manifest) | parent_tags(tracking.parent),
             artifacts=[self.directory / name for name in ARTIFACTS],
         )
         self._sender.start()

@@ -63,6 +63,11 @@ class Replay:
         return self._target.uri
 
     @property
+    def directory(self) -> Path:
+        """The folder whose run this is."""
+        return self._target.run_dir
+
+    @property
     def run_id(self) -> str:
         """The MLflow run; empty before `open` succeeded."""
         return self._run_id

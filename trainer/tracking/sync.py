@@ -53,6 +53,11 @@ def manifest_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in tags.items() if value is not None}
 
 
+def parent_tags(parent: str | None) -> dict[str, str]:
+    """What makes MLflow show a run below its parent, given the parent's run id."""
+    return {} if parent is None else {"mlflow.parentRunId": parent}
+
+
 def sync_run(run_dir: Path, *, uri: str | None = None, timeout_s: float = 60.0) -> SyncReport:
     """Send the journal of `run_dir` to MLflow and end the MLflow run as the training run ended.
 
@@ -116,7 +121,8 @@ def _target(run_dir: Path, uri: str | None) -> Target:
         experiment=str(tracking.get("experiment") or "reste"),
         run_name=str(name),
         params=flatten(config),
-        tags=manifest_tags(_manifest(run_dir)),
+        # Another store does not know the parent.
+        tags=manifest_tags(_manifest(run_dir)) | parent_tags(None if uri else tracking.get("parent")),
         artifacts=[run_dir / name for name in ARTIFACTS],
     )
 
