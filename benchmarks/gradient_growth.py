@@ -1,8 +1,8 @@
 """Why short trainings collapse late: how gradients grow, and what is left of their direction, as the power rises.
 
 Takes the network of a finished run and nothing but its gradients on training batches, at several powers, for the
-published and the normalised slope, and with the power on weights or on activations alone (the other side is held at 1).
-For the first convolution, which every gradient has to reach through all signs:
+published and the normalised slope. For the first convolution, which every gradient has to reach through all signs of
+activations (the slope of a weight's sign multiplies the gradient of that weight and is not handed on):
 
 - growth: the gradient's norm, relative to power 1;
 - agreement: the mean cosine between the gradients of two batches. Noise is what two batches do not share.
@@ -34,13 +34,8 @@ from trainer.network import create_network, load_weights
 from trainer.pixels import Pixels
 
 POWERS = (1.0, 1.5, 2.0, 2.5, 3.0)
-CASES = {
-    "published slope": (False, True, True),
-    "published, power on weights alone": (False, True, False),
-    "published, power on activations alone": (False, False, True),
-    "normalised slope": (True, True, True),
-}
-"""Name -> normalised?, power on weights?, power on activations?"""
+CASES = {"published slope": False, "normalised slope": True}
+"""Name -> `normalize`."""
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -71,13 +66,13 @@ def load(run: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, Bat
     return network, [(images[ids], labels[ids]) for ids in chosen]
 
 
-def configure(network: torch.nn.Module, power: float, *, normalize: bool, weights: bool, activations: bool) -> None:
-    """Put the power on the chosen sides, 1 on the others."""
+def configure(network: torch.nn.Module, power: float, *, normalize: bool) -> None:
+    """Put every estimator at the power, with the chosen slope."""
     for _, layer in binary_layers(network):
-        for estimator, on in ((layer.weight_estimator, weights), (layer.activation_estimator, activations)):
+        for estimator in (layer.weight_estimator, layer.activation_estimator):
             assert isinstance(estimator, Estimator)
             estimator.normalize = normalize
-            estimator.write_power(power if on else 1.0)
+            estimator.write_power(power)
 
 
 def gradients(network: torch.nn.Module, batches: Batches) -> list[torch.Tensor]:
@@ -100,18 +95,18 @@ def main(
     network, data = load(run, batches, batch_size)
     network.train()
     rows = []
-    for case, (normalize, weights, activations) in CASES.items():
+    for case, normalize in CASES.items():
         cells = []
         for power in POWERS:
-            configure(network, power, normalize=normalize, weights=weights, activations=activations)
+            configure(network, power, normalize=normalize)
             found = gradients(network, data)
             norm = statistics.fmean(g.norm().item() for g in found)
             pairs = (torch.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(found, 2))
             cells.append({"power": power, "norm": norm, "agreement": statistics.fmean(pairs)})
         rows.append({"case": case, "at": [cell | {"growth": cell["norm"] / cells[0]["norm"]} for cell in cells]})
-    table = Table("first convolution", *(f"o = {power:g}" for power in POWERS))
+    table = Table("growth, agreement", *(f"o = {power:g}" for power in POWERS))
     for row in rows:
-        shown = (f"x {cell['growth']:.2f}, cos {cell['agreement']:.2f}" for cell in row["at"])
+        shown = (f"x {cell['growth']:.2f}, {cell['agreement']:.2f}" for cell in row["at"])
         table.add_row(row["case"], *shown)
     Console().print(table)
     if record is not None:
