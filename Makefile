@@ -24,7 +24,7 @@ quickstart: install ## prepare the embedded digits, train a binary ResNet-20 on 
 	$(BIN)/reste train configs/quickstart.yaml --nproc 2
 
 test: install ## the tests a change must pass (under 10 minutes)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu"
 
 test-slow: install ## longer runs: kills, whole trainings
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -30,7 +30,9 @@ def environment() -> dict[str, str]:
     prefixes = ("SLURM_", "TORCHELASTIC_", "RESTE_")
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(prefixes) and k not in names}
-    return kept | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+    # Beside other tests two threads a process wait for each other more than they compute.
+    threads = {"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}
+    return kept | threads | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
 def reste(
