@@ -136,7 +136,9 @@ class OptimConfig(Group):
         ("norm", "bias"), description="parameter roles without decay; reference: []"
     )
     nesterov: bool = False
-    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant", "reference"] = Field(
+        "cosine", description="reference: the official cosine, every epoch, whose warm-up shifts it"
+    )
     granularity: Literal["step", "epoch"] = Field("step", description="how often the rate moves; reference: epoch")
     warmup: Duration = Field("0ep", description="linear warm-up, e.g. 5ep, 500 (steps), 2%")
     min_lr: NonNegative = 0.0
@@ -277,7 +279,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read a configuration file, apply `key.path=value` overrides, validate everything.
 
     Args:
-        path: a YAML file; its `extends` key names a parent, relative to the file.
+        path: a YAML file; its `extends` key names a parent, relative to the file, or a list of them, the later wins.
         overrides: strings `key.path=value`, the value parsed as YAML; later ones win.
 
     Raises:

@@ -80,12 +80,12 @@ def _read_chain(path: Path, seen: list[Path]) -> list[tuple[dict[str, Any], dict
     if path.resolve() in [p.resolve() for p in seen]:
         raise ConfigError(f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`")
     values, origins = _read_file(path)
-    parent = values.pop("extends", None)
-    if parent is None:
-        return [(values, origins)]
-    if not isinstance(parent, str):
-        raise ConfigError(f"{origins['extends']}: extends must be the path of one file")
-    return [*_read_chain(path.parent / parent, [*seen, path]), (values, origins)]
+    parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{origins['extends']}: extends must be the path of a file, or a list of them")
+    chain = [link for parent in parents for link in _read_chain(path.parent / parent, [*seen, path])]
+    return [*chain, (values, origins)]
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

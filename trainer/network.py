@@ -62,7 +62,8 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
             f"model.name: there is no model {model.name!r}; did you mean "
             f"{' or '.join(near) or 'one of `reste summary --list`'}?"
         )
-    warnings.warn(f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2)
+    if (model.weight_bits, model.activation_bits) != (32, 32):
+        warnings.warn(f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2)
     return timm.create_model(model.name, num_classes=num_classes)
 
 
