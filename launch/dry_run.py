@@ -87,7 +87,8 @@ def _batch(config: Config, world: int) -> str:
     _, micro = part(0, batch, 0, parts)
     shares = Counter(stop - start for start, stop in (part(0, micro, r, world) for r in range(world)))
     each = " and ".join(f"{ranks} of {size}" for size, ranks in sorted(shares.items(), reverse=True))
-    return f"{batch} images a step = {parts} micro-batch{'es' if parts > 1 else ''} over {world} rank{'s' if world > 1 else ''}: {each}"
+    cut = f"{parts} micro-batch{'es' if parts > 1 else ''} over {world} rank{'s' if world > 1 else ''}"
+    return f"{batch} images a step = {cut}: {each}"
 
 
 def _batchnorm(config: Config, world: int) -> str:

@@ -139,8 +139,8 @@ def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate | Refere
         warmup, rest = divmod(warmup_steps, steps_per_epoch)
         if rest or 2 * warmup > config.train.epochs:
             raise ConfigError(
-                f"optim.warmup={optim.warmup} does not go with optim.schedule=reference: give whole epochs, at most half "
-                "of train.epochs (the official code has 5ep)"
+                f"optim.warmup={optim.warmup} does not go with optim.schedule=reference: give whole epochs, at most "
+                "half of train.epochs (the official code has 5ep)"
             )
         return ReferenceRate(optim.lr, config.train.epochs, warmup, steps_per_epoch)
     shapes = {

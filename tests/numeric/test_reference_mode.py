@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from official_twins import OFFICIAL, OFFICIAL_FULL_PRECISION, BinaryConv, Binarizer, randomise
+from official_twins import OFFICIAL, OFFICIAL_FULL_PRECISION, Binarizer, BinaryConv, randomise
 
 import models
 from models.parts import conv3x3_maker

@@ -1,4 +1,4 @@
-"""Shipped configurations: what they say of themselves, what follows from them, and that the official ones are official."""
+"""Shipped configurations: what they say of themselves, what follows from them, what makes some of them official."""
 
 from __future__ import annotations
 
