@@ -20,7 +20,9 @@ app = typer.Typer(
 )
 prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: verify every image, write the index.")
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
+ckpt_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
 
 Overrides = Annotated[
@@ -140,6 +142,23 @@ def prepare_folder_command(
     from launch import prepare
 
     prepare.folder(root, val_labels=val_labels, workers=workers, skip_bad=skip_bad)
+
+
+@ckpt_app.command("convert")
+def ckpt_convert(
+    official: Annotated[Path, typer.Argument(help="checkpoint.pth.tar or model_best.pth.tar of the official code.")],
+    model: Annotated[str, typer.Option(help="Our name of the network, e.g. resnet20_1w1a.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="Its recipe here; gives data, bits and augmentation.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Turn an official checkpoint into one that `reste evaluate` and `model.init=` take. Nothing in it is run.
+
+    The file does not say its bits: give `model.activation_bits=32` for a network of 1-bit weights alone.
+    """
+    from launch import checkpoints
+
+    checkpoints.convert_official(official, model, out, config, overrides or [])
 
 
 @track_app.command("sync")

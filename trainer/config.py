@@ -275,17 +275,18 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a configuration file, apply `key.path=value` overrides, validate everything.
 
     Args:
         path: a YAML file; its `extends` key names a parent, relative to the file, or a list of them, the later wins.
+            None: the defaults alone.
         overrides: strings `key.path=value`, the value parsed as YAML; later ones win.
 
     Raises:
         ConfigError: naming every unknown key and wrong value at once, with file and line.
     """
-    return validate(read_source(Path(path), list(overrides)))
+    return validate(read_source(None if path is None else Path(path), list(overrides)))
 
 
 def validate(source: ConfigSource) -> Config:

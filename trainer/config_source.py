@@ -58,14 +58,14 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
             base[key] = value
 
 
-def read_source(path: Path, overrides: list[str]) -> ConfigSource:
-    """Read `path` with everything it extends, then apply the overrides.
+def read_source(path: Path | None, overrides: list[str]) -> ConfigSource:
+    """Read `path`, if there is one, with everything it extends, then apply the overrides.
 
     Raises:
         ConfigError: a file is missing, is no YAML mapping, extends itself, or an override has no `=`.
     """
     source = ConfigSource()
-    for values, origins in _read_chain(path, []):
+    for values, origins in _read_chain(path, []) if path else []:
         source.merge(values, origins)
     for override in overrides:
         values, key = _parse_override(override)

@@ -111,13 +111,18 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Pat
     Raises:
         ConfigError: names or shapes differ; the first differences are shown.
     """
-    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if mine != theirs:
-        differing = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
-        shown = ", ".join(f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing[:3])
+    differing = tensor_differences(model, weights)
+    if differing:
         raise ConfigError(
-            f"{source} is a checkpoint of another model ({len(differing)} tensors differ: {shown}): "
+            f"{source} is a checkpoint of another model ({len(differing)} tensors differ: {', '.join(differing[:3])}): "
             "check model.name, bits and number of classes"
         )
     model.load_state_dict(weights)
+
+
+def tensor_differences(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Every name whose tensor is missing, superfluous or of another shape in `weights`, with both shapes."""
+    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differing = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
+    return [f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing]
