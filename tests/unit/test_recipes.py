@@ -153,3 +153,37 @@ def test_official_schedules_end_where_the_official_code_ends(
     last = config.train.epochs * steps - 1
     assert learning_rate(config, steps)(last) == pytest.approx(last_rate, rel=1e-3)
     assert power(config, steps)(last) == pytest.approx(last_power, abs=1e-5)
+
+
+def test_every_official_choice_has_its_row_among_the_differences() -> None:
+    official = flat_config(load_config(ROOT / "configs" / "reference.yaml"))
+    default = flat_config(load_config(None))
+    changed = {key for key in official if official[key] != default[key]}
+    text = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
+    # The official schedule brings its granularity along; threshold and knee are what null stands for.
+    same = {"optim.granularity", "estimator.threshold", "estimator.knee"}
+    assert {key for key in changed if f"`{key}=" not in text} == same
+    assert len(changed - same) >= 5
+
+
+def test_every_option_of_the_official_command_line_has_its_row() -> None:
+    options = [
+        *(
+            "results_dir",
+            "save",
+            "resume",
+            "start_epoch",
+            "evaluate",
+            "seed",
+            "model",
+            "dataset",
+            "data_path",
+            "ts_type",
+        ),
+        *("gpus", "lr", "weight_decay", "momentum", "workers", "epochs", "batch_size", "batch_size_test", "print_freq"),
+        *("time_estimate", "a32", "warm_up", "estimator", "o_end", "cal_ind"),
+    ]
+    text = (ROOT / "docs" / "from_the_reference.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `--")]
+    assert [row.split("`")[1].removeprefix("--") for row in rows] == options
+    assert f"with {len(options)} options" in text
