@@ -68,9 +68,12 @@ def train_one(name: str, seed: int, folder: Path, overrides: list[str]) -> dict[
     own = [f"seed={seed}", f"run.name={name}_{seed}", f"run.dir={folder}"]
     run = build(load_config(QUICK, [*FIXED, *overrides, *VARIANTS[name].overrides, *own]))
     try:
-        return train(run).final
+        result = train(run)
     finally:
         run.close()
+    if result.exit_code:
+        raise SystemExit(result.exit_code)  # asked to stop; the run goes on at the next start
+    return result.final
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -116,17 +119,28 @@ def main(
         for name in VARIANTS:
             found.setdefault(name, {})[seed] = train_one(name, seed, runs, overrides)
             typer.echo(f"{name}, seed {seed}: top-1 {found[name][seed]['top1']:.2f} %", err=True)
-    rows = summarise(found)
+        # After every seed, so that what is there is on record should the next one be interrupted.
+        rows = summarise(found)
+        if record is not None:
+            manifest = json.loads((runs / "default_0" / "manifest.json").read_text(encoding="utf-8"))
+            write_record(record, found, rows, [*FIXED, f"train.epochs={epochs}"], manifest)
     show(rows)
-    if record is None:
-        return
-    manifest = json.loads((runs / "default_0" / "manifest.json").read_text(encoding="utf-8"))
+
+
+def write_record(
+    record: Path,
+    found: dict[str, dict[int, dict[str, float]]],
+    rows: list[dict[str, Any]],
+    overrides: list[str],
+    manifest: dict[str, Any],
+) -> None:
+    """Write what was measured, and where."""
     written = {
         "what": "final top-1 (%) and loss of a small training with each difference from the official code alone",
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).date().isoformat(),
         "config": "configs/quickstart.yaml",
-        "overrides": [*FIXED, f"train.epochs={epochs}"],
+        "overrides": overrides,
         "variants": {name: variant.overrides for name, variant in VARIANTS.items()},
         "machine": {key: manifest["machine"][key] for key in ("platform", "cpu", "cpus", "gpus")},
         "threads": 1,
