@@ -20,10 +20,12 @@ app = typer.Typer(
 )
 prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: verify every image, write the index.")
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
-app.add_typer(prepare_app, name="prepare")
-app.add_typer(track_app, name="track")
+ckpt_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 study_app = typer.Typer(no_args_is_help=True, help="Questions that take several trainings to answer.")
+app.add_typer(prepare_app, name="prepare")
 app.add_typer(study_app, name="study")
+app.add_typer(ckpt_app, name="ckpt")
+app.add_typer(track_app, name="track")
 
 Overrides = Annotated[
     list[str] | None,
@@ -199,6 +201,23 @@ def prepare_cifar10_command(
 def _choice(option: str, value: str | None, *allowed: str | None) -> None:
     if value not in allowed:
         raise ConfigError(f"{option} {value} is none of {', '.join(filter(None, allowed))}: choose one of them")
+
+
+@ckpt_app.command("convert")
+def ckpt_convert(
+    official: Annotated[Path, typer.Argument(help="checkpoint.pth.tar or model_best.pth.tar of the official code.")],
+    model: Annotated[str, typer.Option(help="Our name of the network, e.g. resnet20_1w1a.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="Its recipe here; gives data, bits and augmentation.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Turn an official checkpoint into one that `reste evaluate` and `model.init=` take. Nothing in it is run.
+
+    The file does not say its bits: give `model.activation_bits=32` for a network of 1-bit weights alone.
+    """
+    from launch import checkpoints
+
+    checkpoints.convert_official(official, model, out, config, overrides or [])
 
 
 @track_app.command("sync")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,9 +85,10 @@ def _model(config: Config, classes: int | None) -> str:
 def _batch(config: Config, world: int) -> str:
     batch, parts = config.train.batch_size, config.train.accumulation
     _, micro = part(0, batch, 0, parts)
-    shares = sorted({stop - start for start, stop in (part(0, micro, r, world) for r in range(world))})
-    each = " or ".join(map(str, shares))
-    return f"{batch} images a step = {parts} micro-batch{'es' if parts > 1 else ''} x {world} ranks x {each}"
+    shares = Counter(stop - start for start, stop in (part(0, micro, r, world) for r in range(world)))
+    each = " and ".join(f"{ranks} of {size}" for size, ranks in sorted(shares.items(), reverse=True))
+    cut = f"{parts} micro-batch{'es' if parts > 1 else ''} over {world} rank{'s' if world > 1 else ''}"
+    return f"{batch} images a step = {cut}: {each}"
 
 
 def _batchnorm(config: Config, world: int) -> str:
@@ -109,7 +112,7 @@ def _schedules(config: Config, plan: Plan) -> list[tuple[str, str]]:
     rate = schedule.learning_rate(config, plan.steps_per_epoch)
     power = schedule.power(config, plan.steps_per_epoch)
 
-    def at_points(values: schedule.LearningRate | schedule.Power) -> str:
+    def at_points(values: Callable[[int], float]) -> str:
         return ", ".join(f"step {step}: {values(step):.4g}" for step in points)
 
     return [("learning rate", at_points(rate)), ("power", at_points(power))]

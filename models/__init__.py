@@ -3,12 +3,13 @@
     timm.create_model("resnet18_1w1a", estimator="reste", weight_bits=1, activation_bits=1, num_classes=1000)
 
 `weight_bits=32` or `activation_bits=32` keeps that side in full precision; both together give a
-full-precision network of the same structure. `numerics="reference"` gives the official code's arithmetic.
+full-precision network of the same structure. `numerics="reference"` gives the official code's arithmetic. The official
+full-precision networks for CIFAR-10, `FULL_PRECISION`, are others and take none of these arguments.
 """
 
 from __future__ import annotations
 
-from models import resnet, vgg
+from models import full_precision, resnet, vgg
 from models.backbone import Backbone
 from models.resnet import (
     BinaryResNet,
@@ -22,9 +23,13 @@ from models.summary import LayerSummary, ModelSummary, summarize
 from models.vgg import BinaryVGG, vgg_small_1w1a
 
 MODELS = tuple(sorted({*resnet.default_cfgs, *vgg.default_cfgs}))
-"""Every name registered here."""
+"""Every binary network registered here."""
+
+FULL_PRECISION = tuple(sorted(full_precision.default_cfgs))
+"""The full-precision networks registered here."""
 
 __all__ = [
+    "FULL_PRECISION",
     "MODELS",
     "Backbone",
     "BinaryResNet",

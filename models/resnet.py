@@ -3,8 +3,8 @@
 Stem, shortcuts and classifier stay in full precision; the 3x3 convolutions of the blocks are binary. A block
 computes sign -> convolution -> ReLU -> batch norm, adds its shortcut, and applies nothing after the sum.
 Structure, initialisation and state-dict names are those of github.com/DravenALG/ReSTE: its checkpoints load
-strictly. With 32 bits on both sides the same structure is a full-precision network. (The official ones for
-CIFAR put batch norm before ReLU and a ReLU after the sum: those are other networks.)
+strictly. With 32 bits on both sides the same structure is a full-precision network; the official
+full-precision ones for CIFAR are other networks and have a file of their own.
 """
 
 from __future__ import annotations
@@ -157,13 +157,13 @@ class BinaryResNet(Backbone):
 
 
 _CIFAR: dict[str, Any] = {"stem": (3, 1), "stem_pool": False, "head": "linear"}
-_RESNET20: dict[str, Any] = _CIFAR | {
+RESNET20: dict[str, Any] = _CIFAR | {
     "depths": (3, 3, 3),
     "widths": (16, 32, 64),
     "shortcut": padding_shortcut,
     "init": he_convolutions_and_linear,
 }
-_RESNET18_CIFAR: dict[str, Any] = _CIFAR | {
+RESNET18_CIFAR: dict[str, Any] = _CIFAR | {
     "depths": (2, 2, 2, 2),
     "block": PlainBlock,
     "init": pytorch_default,
@@ -197,16 +197,16 @@ def resnet34_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryResNet:
 @register_model
 def resnet20_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryResNet:
     """ResNet-20 for CIFAR: 18 binary convolutions, a shortcut around every two."""
-    return build(BinaryResNet, "resnet20_1w1a", pretrained, 4, block=PlainBlock, **_RESNET20, **kwargs)
+    return build(BinaryResNet, "resnet20_1w1a", pretrained, 4, block=PlainBlock, **RESNET20, **kwargs)
 
 
 @register_model
 def resnet20_bireal_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryResNet:
     """ResNet-20 for CIFAR with a shortcut around every convolution."""
-    return build(BinaryResNet, "resnet20_bireal_1w1a", pretrained, 4, **_RESNET20, **kwargs)
+    return build(BinaryResNet, "resnet20_bireal_1w1a", pretrained, 4, **RESNET20, **kwargs)
 
 
 @register_model
 def resnet18_cifar_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryResNet:
     """ResNet-18 for CIFAR (official name there: resnet18_1w1a), a shortcut around every two convolutions."""
-    return build(BinaryResNet, "resnet18_cifar_1w1a", pretrained, 5, **_RESNET18_CIFAR, **kwargs)
+    return build(BinaryResNet, "resnet18_cifar_1w1a", pretrained, 5, **RESNET18_CIFAR, **kwargs)

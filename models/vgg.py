@@ -32,6 +32,7 @@ class BinaryVGG(Backbone):
         num_classes: 0 for none.
         in_chans: channels of the images.
         drop_rate: dropout before the classifier.
+        norm_first: batch norm before the ReLU, as in the official full-precision net.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class BinaryVGG(Backbone):
         num_classes: int = 10,
         in_chans: int = 3,
         drop_rate: float = 0.0,
+        norm_first: bool = False,
     ) -> None:
         super().__init__(num_classes=num_classes, drop_rate=drop_rate)
         self.depth = len(widths)
+        self.parts = ("conv", "bn", "act", "pool") if norm_first else ("conv", "act", "bn", "pool")
         self.conv0 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self._finish_unit(0, widths[0])
         for i in range(1, self.depth):
@@ -55,15 +58,19 @@ class BinaryVGG(Backbone):
 
     def _finish_unit(self, i: int, width: int) -> None:
         pools = i % 2 == 1
-        setattr(self, f"act{i}", nn.ReLU(inplace=True))
-        setattr(self, f"bn{i}", nn.BatchNorm2d(width))
-        setattr(self, f"pool{i}", nn.MaxPool2d(2) if pools else nn.Identity())
+        made = {
+            "act": nn.ReLU(inplace=True),
+            "bn": nn.BatchNorm2d(width),
+            "pool": nn.MaxPool2d(2) if pools else nn.Identity(),
+        }
+        for part in self.parts[1:]:
+            setattr(self, f"{part}{i}", made[part])
         if i == 0 or pools:
             reduction = 2 ** ((i + 1) // 2)
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"pool{i}"})
 
     def _unit(self, x: Tensor, *, i: int) -> Tensor:
-        for part in ("conv", "act", "bn", "pool"):
+        for part in self.parts:
             x = getattr(self, f"{part}{i}")(x)
         return x
 
@@ -83,6 +90,8 @@ class BinaryVGG(Backbone):
         return x.flatten(1)
 
 
+VGG_SMALL: dict[str, Any] = {"widths": (128, 128, 256, 256, 512, 512)}
+
 default_cfgs = generate_default_cfgs(
     {"vgg_small_1w1a": default_cfg(size=32, num_classes=10, first_conv="conv0", classifier="fc")}
 )
@@ -91,4 +100,4 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def vgg_small_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryVGG:
     """VGG-small for CIFAR: 5 binary convolutions."""
-    return build(BinaryVGG, "vgg_small_1w1a", pretrained, 4, widths=(128, 128, 256, 256, 512, 512), **kwargs)
+    return build(BinaryVGG, "vgg_small_1w1a", pretrained, 4, **VGG_SMALL, **kwargs)

@@ -139,7 +139,9 @@ class OptimConfig(Group):
         ("norm", "bias"), description="parameter roles without decay; reference: []"
     )
     nesterov: bool = False
-    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant", "reference"] = Field(
+        "cosine", description="reference: the official cosine, every epoch, whose warm-up shifts it"
+    )
     granularity: Literal["step", "epoch"] = Field("step", description="how often the rate moves; reference: epoch")
     warmup: Duration = Field("0ep", description="linear warm-up, e.g. 5ep, 500 (steps), 2%")
     min_lr: NonNegative = 0.0
@@ -277,17 +279,18 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a configuration file, apply `key.path=value` overrides, validate everything.
 
     Args:
-        path: a YAML file; its `extends` key names a parent, relative to the file.
+        path: a YAML file; its `extends` key names a parent, relative to the file, or a list of them, the later wins.
+            None: the defaults alone.
         overrides: strings `key.path=value`, the value parsed as YAML; later ones win.
 
     Raises:
         ConfigError: naming every unknown key and wrong value at once, with file and line.
     """
-    return validate(read_source(Path(path), list(overrides)))
+    return validate(read_source(None if path is None else Path(path), list(overrides)))
 
 
 def validate(source: ConfigSource) -> Config:

@@ -58,14 +58,14 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
             base[key] = value
 
 
-def read_source(path: Path, overrides: list[str]) -> ConfigSource:
-    """Read `path` with everything it extends, then apply the overrides.
+def read_source(path: Path | None, overrides: list[str]) -> ConfigSource:
+    """Read `path`, if there is one, with everything it extends, then apply the overrides.
 
     Raises:
         ConfigError: a file is missing, is no YAML mapping, extends itself, or an override has no `=`.
     """
     source = ConfigSource()
-    for values, origins in _read_chain(path, []):
+    for values, origins in _read_chain(path, []) if path else []:
         source.merge(values, origins)
     for override in overrides:
         values, key = _parse_override(override)
@@ -80,12 +80,12 @@ def _read_chain(path: Path, seen: list[Path]) -> list[tuple[dict[str, Any], dict
     if path.resolve() in [p.resolve() for p in seen]:
         raise ConfigError(f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`")
     values, origins = _read_file(path)
-    parent = values.pop("extends", None)
-    if parent is None:
-        return [(values, origins)]
-    if not isinstance(parent, str):
-        raise ConfigError(f"{origins['extends']}: extends must be the path of one file")
-    return [*_read_chain(path.parent / parent, [*seen, path]), (values, origins)]
+    parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{origins['extends']}: extends must be the path of a file, or a list of them")
+    chain = [link for parent in parents for link in _read_chain(path.parent / parent, [*seen, path])]
+    return [*chain, (values, origins)]
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

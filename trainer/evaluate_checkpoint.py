@@ -126,7 +126,13 @@ def evaluate_request(request: Request) -> Evaluation | None:
 
 def _model(request: Request, classes: list[str], device: Any) -> nn.Module:
     trained_on = checkpoint.read_manifest(request.path)["classes"]
-    if trained_on != classes:
+    if trained_on is None:  # converted from a file that numbers its classes
+        number = request.config.model.num_classes
+        if number != len(classes):
+            raise ConfigError(
+                f"{request.path} tells {number} classes apart, the data has {len(classes)}: wrong --data?"
+            )
+    elif trained_on != classes:
         raise ConfigError(
             f"{request.path} was trained on {len(trained_on)} classes ({', '.join(trained_on[:3])}, ...), the data has "
             f"{len(classes)} ({', '.join(classes[:3])}, ...): evaluate it on data of its own classes"

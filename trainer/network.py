@@ -62,7 +62,8 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
             f"model.name: there is no model {model.name!r}; did you mean "
             f"{' or '.join(near) or 'one of `reste summary --list`'}?"
         )
-    warnings.warn(f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2)
+    if (model.weight_bits, model.activation_bits) != (32, 32):
+        warnings.warn(f"{model.name} has no binary layers: bits, numerics and estimator have no effect", stacklevel=2)
     return timm.create_model(model.name, num_classes=num_classes)
 
 
@@ -115,13 +116,18 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Pat
     Raises:
         ConfigError: names or shapes differ; the first differences are shown.
     """
-    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if mine != theirs:
-        differing = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
-        shown = ", ".join(f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing[:3])
+    differing = tensor_differences(model, weights)
+    if differing:
         raise ConfigError(
-            f"{source} is a checkpoint of another model ({len(differing)} tensors differ: {shown}): "
+            f"{source} is a checkpoint of another model ({len(differing)} tensors differ: {', '.join(differing[:3])}): "
             "check model.name, bits and number of classes"
         )
     model.load_state_dict(weights)
+
+
+def tensor_differences(model: nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Every name whose tensor is missing, superfluous or of another shape in `weights`, with both shapes."""
+    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differing = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
+    return [f"{n} {theirs.get(n, 'missing')} instead of {mine.get(n, 'nothing')}" for n in differing]

@@ -10,6 +10,7 @@ from typing import Literal
 from reste import schedules as power_schedules
 from trainer.cadence import duration_steps
 from trainer.config import Config
+from trainer.errors import ConfigError
 
 Granularity = Literal["step", "epoch"]
 Shape = Callable[[float], float]
@@ -78,6 +79,34 @@ class LearningRate:
 
 
 @dataclass(frozen=True)
+class ReferenceRate:
+    """The official learning rate: a cosine that moves every epoch, and the warm-up of its `--warm_up`.
+
+    The first `warmup` epochs rise to the peak in equal stairs. The cosine, of `epochs - warmup + 1` epochs, is then
+    entered `warmup - 1` epochs before its top, at the peak: it rises a little above it and does not reach 0.
+
+    Attributes:
+        peak: the rate that the warm-up reaches.
+        epochs: epochs of the whole training.
+        warmup: epochs of warm-up; 5 in the official code, 0 for a plain cosine.
+        steps_per_epoch: steps of one epoch.
+    """
+
+    peak: float
+    epochs: int
+    warmup: int
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> float:
+        """The rate for the step after `step` completed ones."""
+        epoch, lead = step // self.steps_per_epoch, max(self.warmup - 1, 0)
+        if epoch < self.warmup:
+            return self.peak * (epoch + 1) / self.warmup
+        length = self.epochs - lead
+        return self.peak * cosine((epoch - 2 * lead) / length) / cosine(lead / length)
+
+
+@dataclass(frozen=True)
 class Power:
     """The estimator's power o from 1 to `end` (ReSTE, Wu et al. 2023).
 
@@ -98,9 +127,22 @@ class Power:
         return self.shape(min(at / span, 1.0), self.end)
 
 
-def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate:
-    """The configured learning-rate schedule."""
+def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate | ReferenceRate:
+    """The configured learning-rate schedule.
+
+    Raises:
+        ConfigError: the reference schedule with a warm-up that is no number of whole epochs below half the training.
+    """
     optim, total = config.optim, config.train.epochs * steps_per_epoch
+    warmup_steps = duration_steps(optim.warmup, steps_per_epoch, total)
+    if optim.schedule == "reference":
+        warmup, rest = divmod(warmup_steps, steps_per_epoch)
+        if rest or 2 * warmup > config.train.epochs:
+            raise ConfigError(
+                f"optim.warmup={optim.warmup} does not go with optim.schedule=reference: give whole epochs, at most "
+                "half of train.epochs (the official code has 5ep)"
+            )
+        return ReferenceRate(optim.lr, config.train.epochs, warmup, steps_per_epoch)
     shapes = {
         "cosine": cosine,
         "linear": linear,
@@ -111,7 +153,7 @@ def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate:
         peak=optim.lr,
         floor=optim.min_lr,
         shape=shapes[optim.schedule],
-        warmup_steps=duration_steps(optim.warmup, steps_per_epoch, total),
+        warmup_steps=warmup_steps,
         total_steps=total,
         steps_per_epoch=steps_per_epoch,
         granularity=optim.granularity,

@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 from trainings import ROOT, reste
 
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.name != "base.yaml"]
 
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_can_be_planned_without_its_data(tmp_path: Path, path: Path) -> None:
+def test_a_recipe_can_be_planned_without_its_data(tmp_path: Path) -> None:
+    path = ROOT / "configs" / "cifar10" / "resnet20_1w1a.yaml"
     done = reste("train", path, "--dry-run", "--nproc=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for row in ("data", "model", "batch norm", "evaluation", "files"):
         assert f"│ {row} " in done.stdout, row
-    assert "x 3 ranks x" in done.stdout
+    assert "over 3 ranks: 1 of 86 and 2 of 85" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from reste import cosine_power
-from trainer.schedule import LearningRate, Power, constant, cosine, linear, stairs
+from trainer.config import load_config
+from trainer.errors import ConfigError
+from trainer.schedule import LearningRate, Power, ReferenceRate, constant, cosine, learning_rate, linear, stairs
 
 
 def rate(**changes: object) -> LearningRate:
@@ -40,6 +43,42 @@ def test_the_official_recipe_moves_once_an_epoch() -> None:
     assert [ours(step) for step in range(4)] == [0.1] * 4
     assert ours(4) == pytest.approx(0.05 * (1 + math.cos(math.pi / 250)))
     assert ours(999) == pytest.approx(3.9e-6, rel=0.02)
+
+
+def official_rates(epochs: int, *, warm_up: bool) -> list[float]:
+    """The rate of every epoch as the official code gets it: torch's scheduler, started four epochs early."""
+    group = {"params": [torch.nn.Parameter(torch.zeros(1))], "initial_lr": 0.1}
+    optimizer = torch.optim.SGD([group], lr=0.1, momentum=0.9)
+    early = 4 if warm_up else 0
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs - early, last_epoch=-1 - early)
+    rates = []
+    for epoch in range(epochs):
+        if warm_up and epoch < 5:
+            optimizer.param_groups[0]["lr"] = 0.1 * (epoch + 1) / 5
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if epoch >= early:
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("epochs", [20, 250, 1000])
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_the_reference_rate_is_the_official_one_in_every_epoch(epochs: int, warm_up: bool) -> None:
+    ours = ReferenceRate(peak=0.1, epochs=epochs, warmup=5 if warm_up else 0, steps_per_epoch=3)
+    expected = official_rates(epochs, warm_up=warm_up)
+    for offset in (0, 2):
+        assert [ours(3 * e + offset) for e in range(epochs)] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    if warm_up:
+        assert max(expected) == expected[8] > 0.1
+
+
+@pytest.mark.parametrize("warmup", ["0.5ep", "7", "6ep"])
+def test_the_reference_rate_refuses_a_warm_up_that_it_cannot_have(tmp_path: Path, warmup: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"train: {{epochs: 10}}\noptim: {{schedule: reference, warmup: {warmup}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="give whole epochs"):
+        learning_rate(load_config(path), 10)
 
 
 def test_warm_up_rises_in_equal_steps_and_meets_the_peak() -> None:
