@@ -13,7 +13,6 @@ activations (the slope of a weight's sign multiplies the gradient of that weight
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from pathlib import Path
 from typing import Annotated
@@ -110,7 +109,8 @@ def main(
         table.add_row(row["case"], *shown)
     Console().print(table)
     if record is not None:
-        config = json.loads(json.dumps(load_config(checkpoint.resolve(run) / "config.yaml").model_dump(mode="json")))
+        whole = load_config(checkpoint.resolve(run) / "config.yaml").model_dump(mode="json")
+        config = {group: whole[group] for group in ("model", "estimator", "train")}
         what = "norm of the first convolution's gradient relative to power 1, and mean cosine between batches"
         written = {"what": what, **about(run.parent, run.name), "batches": batches, "batch_size": batch_size}
         write_record(record, written | {"rows": rows, "config": config})
