@@ -247,7 +247,7 @@ def study_equilibrium(
 
     Exit codes: those of `reste train`.
 
-    Example: `reste study equilibrium configs/equilibrium.yaml --o-end 1,1.5,2,3`.
+    Example: `reste study equilibrium configs/equilibrium.yaml --o-end 1,2,3`.
     """
     from launch import study
 
