@@ -25,7 +25,7 @@ class RankFailed(AssertionError):  # noqa: N818
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60, join: bool = True
+    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 150, join: bool = True
 ) -> list[Any]:
     """Call `function(*args)` in `world` new processes that are joined by gloo; their results by rank.
 
