@@ -86,7 +86,7 @@ def train_all(sweep: Sweep, missing: list[Point], parent: str | None, ranks: int
         for done, point in enumerate(missing):
             arguments = ["train", str(sweep.path), *point.overrides, "--nproc", str(ranks)]
             if parent is not None:
-                arguments.append(f"tracking.parent={parent}")
+                arguments.append(f'tracking.parent="{parent}"')  # quoted: an id of digits alone is text too
             log = sweep.directory / "logs" / f"{point.name}.txt"
             code = children.run(arguments, log, watch(sweep.folder(point), done, len(missing), advance))
             if children.stopped or code == EXIT_STOPPED:

@@ -82,6 +82,7 @@ def test_the_study_may_be_put_elsewhere_and_probed_at_another_pace(tmp_path: Pat
         ("resume=never", "resume"),
         ("estimator.name=ste", "no power"),
         ("estimator.name=rest", "estimator.name"),
+        ("model.weight_bits=32", r"model\.weight_bits=1"),
         ("train.epochs=x", r"train\.epochs"),
     ],
 )

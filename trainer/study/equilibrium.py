@@ -110,7 +110,7 @@ def plan_sweep(path: Path, overrides: list[str], o_ends: list[float], seeds: int
     for key in TAKEN:
         if key in given:
             raise ConfigError(f"{key} is the study's to set: leave it out (--o-end sets powers, --out starts afresh)")
-    _require_power(config)
+    _require_binary_weights_and_power(config)
     directory = out or Path(config.run.dir) / f"{config.run.name}-equilibrium"
     common: dict[str, object] = {"resume": "auto", "run.dir": str(directory)}
     common["tracking.uri"] = resolve_uri(config.tracking.uri, config.run_dir)
@@ -131,13 +131,15 @@ def label(power: float) -> str:
     return str(power).removesuffix(".0")
 
 
-def _require_power(config: Config) -> None:
+def _require_binary_weights_and_power(config: Config) -> None:
     try:
         estimator = create_estimator(config.estimator.name)
     except ValueError as error:
         raise ConfigError(f"estimator.name: {error}") from None
     if not estimator.has_power:
         raise ConfigError(f"estimator.name={estimator.name} has no power to sweep: use estimator.name=reste")
+    if config.model.weight_bits != 1:
+        raise ConfigError("full-precision weights have no estimating error: use model.weight_bits=1")
 
 
 def is_finished(sweep: Sweep, point: Point) -> bool:
