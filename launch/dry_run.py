@@ -12,13 +12,14 @@ from rich.table import Table
 
 from models import summarize
 from trainer import schedule
-from trainer.assembly import batchnorm_ranks, make_plan
+from trainer.assembly import make_plan
 from trainer.config import Config, load_config
 from trainer.data import datasets
 from trainer.data.order import part
 from trainer.distributed.environment import Environment
 from trainer.errors import DataError
 from trainer.network import instantiate
+from trainer.ranks import batchnorm_ranks, check_ranks
 from trainer.run import Plan
 
 
@@ -44,6 +45,7 @@ def print_plan(path: Path, overrides: list[str], world: int) -> None:
 
 def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     """The plan as pairs of a name and a sentence."""
+    check_ranks(config, world)
     train, val, classes, source = _sizes(config)
     rows = [("data", source), ("model", _model(config, classes)), ("batch", _batch(config, world))]
     rows.append(("batch norm", _batchnorm(config, world)))

@@ -16,10 +16,9 @@ from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
 from trainer.distributed import collectives
-from trainer.distributed.batchnorm import choose_group_size, convert_batchnorm, make_bn_group
+from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
 from trainer.distributed.environment import Environment, resolve_environment
-from trainer.errors import ConfigError
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device
@@ -27,6 +26,7 @@ from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
+from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
 from trainer.stopping import Stopper
 from trainer.tracking.address import resolve_uri
@@ -57,6 +57,7 @@ def build(config: Config) -> Run:
 def _build(config: Config, environment: Environment, device: torch.device, undo: ExitStack) -> Run:
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
+        check_ranks(config, environment.world_size)
         resolve_uri(config.tracking.uri, config.run_dir)
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
@@ -67,6 +68,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
     with collectives.agreed_errors():
         check_smallest_batch(order, model, group_size)
     model = convert_batchnorm(model, make_bn_group(group_size))
+    groups = batchnorm_groups(model, environment.world_size, group_size)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
         # The loss scaler skips steps; torch's fused SGD leaves its momentum uninitialised if the first one is skipped.
@@ -76,7 +78,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
     engine, pixels = create_engine(config, model, optimizer, order, device)
-    directory, found = resume.claim(config, data.digest, undo)
+    directory, found = resume.claim(config, environment, undo, data_digest=data.digest, batchnorm_groups=groups)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = {
@@ -84,6 +86,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         "data_digest": data.digest,
         "classes": data.classes,
         "world_size": environment.world_size,
+        "batchnorm_groups": groups,
     }
     recorder = create_recorder(config, directory, plan, about, found)
     undo.callback(recorder.abandon)
@@ -133,40 +136,6 @@ def create_orders(config: Config, data: datasets.Datasets, environment: Environm
     )
     batch_size = config.eval.batch_size or config.train.batch_size
     return train, EvalOrder(data.val, augment, batch_size=batch_size, rank=rank, world=world)
-
-
-def batchnorm_ranks(config: Config, environment: Environment) -> int:
-    """How many ranks share batch statistics; 1 for each its own."""
-    sync, world = config.batchnorm.sync, environment.world_size
-    if world == 1 or sync == "off":
-        return 1
-    if sync == "world":
-        return world
-    images = config.train.batch_size // config.train.accumulation // world
-    return choose_group_size(sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size)
-
-
-def check_smallest_batch(order: TrainOrder, model: nn.Module, group_size: int) -> None:
-    """Refuse an epoch whose last batch gives some ranks that share batch statistics too little to have any.
-
-    Batch norm of images needs one image, batch norm of vectors (a head's) needs two.
-
-    Raises:
-        ConfigError: naming what to change.
-    """
-    least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1
-    for size in (order.batch_size, order.last_batch_size):
-        for micro in range(order.accumulation):
-            bounds = part(0, size, micro, order.accumulation)
-            for first in range(0, order.world, group_size):
-                start, _ = part(*bounds, first, order.world)
-                _, stop = part(*bounds, first + group_size - 1, order.world)
-                if stop - start < least:
-                    raise ConfigError(
-                        f"an epoch ends in a batch of {size} images, of which some ranks' batch norm gets "
-                        f"{stop - start} and needs {least}: set train.drop_last=true, change train.batch_size, or use "
-                        "batchnorm.sync=world"
-                    )
 
 
 def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Plan:
@@ -265,5 +234,8 @@ def describe(
             f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay "
             f"{role.weight_decay:g}"
         )
-    where = f"goes on from {found.path} (step {found.progress.step})" if found else "starts from new weights"
+    where = "starts from new weights"
+    if found:
+        other = "" if found.world_size == environment.world_size else f", saved by {found.world_size}"
+        where = f"goes on from {found.path} (step {found.progress.step}{other})"
     recorder.note(f"{plan.end_step} steps, {plan.steps_per_epoch} an epoch; {where}; files in {recorder.directory}")

@@ -16,9 +16,11 @@ from trainer import checkpoint
 from trainer.config import Config, fixed_values, load_config
 from trainer.distributed import collectives
 from trainer.distributed.engine import Engine
+from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError
 from trainer.meters import Meters
 from trainer.network import load_weights
+from trainer.ranks import refuse_other_statistics
 from trainer.run import State
 from trainer.tracking.files import FileLock
 
@@ -28,31 +30,38 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from."""
+    """A checkpoint to go on from, and how many ranks saved it."""
 
     path: Path
     progress: checkpoint.Progress
+    world_size: int
 
 
-def claim(config: Config, data_digest: str, undo: ExitStack) -> tuple[Path, Found | None]:
+def claim(
+    config: Config, environment: Environment, undo: ExitStack, *, data_digest: str, batchnorm_groups: int
+) -> tuple[Path, Found | None]:
     """Lock the run's folder for as long as this process lives, and find what to resume; rank 0 decides for all.
 
     Args:
         config: names the folder and the policy (`resume`).
-        data_digest: of the data that the run would go on with.
+        environment: this start's ranks; those of the checkpoint may have been others.
         undo: receives the release of the lock.
+        data_digest: of the data that the run would go on with.
+        batchnorm_groups: in how many parts these ranks would take batch statistics.
 
     Raises:
-        ConfigError: on every rank: another process owns the folder, or its configuration or data differ.
+        ConfigError: on every rank: another process owns the folder, or its configuration, data or batch statistics
+            differ.
     """
     found: Found | None = None
     with collectives.agreed_errors():
         if collectives.is_main():
-            found = _claim(config, data_digest, undo)
+            path = _claim(config, undo)
+            found = None if path is None else _accept(config, path, environment, data_digest, batchnorm_groups)
     return config.run_dir, collectives.broadcast_object(found)
 
 
-def _claim(config: Config, data_digest: str, undo: ExitStack) -> Found | None:
+def _claim(config: Config, undo: ExitStack) -> Path | None:
     directory = config.run_dir
     made_here = not directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,10 +70,12 @@ def _claim(config: Config, data_digest: str, undo: ExitStack) -> Found | None:
         undo.callback(_remove_if_unused, directory)
     undo.callback(_lock(directory))
     path = None if config.resume == "never" else _choose(config, directory / "checkpoints")
-    if path is None:
-        if config.resume == "never":
-            _keep_old_run(directory)
-        return None
+    if config.resume == "never":
+        _keep_old_run(directory)
+    return path
+
+
+def _accept(config: Config, path: Path, environment: Environment, data_digest: str, batchnorm_groups: int) -> Found:
     refuse_changes(config, path)
     manifest = checkpoint.read_manifest(path)
     if manifest["data_digest"] != data_digest:
@@ -72,9 +83,12 @@ def _claim(config: Config, data_digest: str, undo: ExitStack) -> Found | None:
             f"{path} was trained on other data than {config.data.root} holds now: restore the data, or choose another "
             "run.name (model.init=CHECKPOINT starts from its weights)"
         )
+    # Checkpoints of before this was recorded are taken as they are.
+    saved_groups = manifest.get("batchnorm_groups", batchnorm_groups)
+    refuse_other_statistics(config, saved_groups, batchnorm_groups, environment)
     progress = checkpoint.Progress(**manifest["progress"])
-    checkpoint.set_aside(directory / "checkpoints", progress)
-    return Found(path, progress)
+    checkpoint.set_aside(config.run_dir / "checkpoints", progress)
+    return Found(path, progress, manifest["world_size"])
 
 
 def _lock(directory: Path) -> Callable[[], None]:
