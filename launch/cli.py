@@ -89,6 +89,25 @@ def evaluate(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/quickstart.yaml.")],
+    overrides: Overrides = None,
+    nproc: Nproc = None,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for all ranks to come.")] = 60.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask on every rank whether what a run needs is there: devices, network, folders, disk, clocks, data, tracker.
+
+    Starts the ranks of this machine, or is one under torchrun, srun or deepspeed. Trains nothing, leaves nothing.
+
+    Exit codes: 0 all holds, 2 something does not, 3 nothing but the data.
+    """
+    from launch import local
+
+    raise typer.Exit(local.doctor(config, overrides or [], nproc, wait_s=wait, as_json=json))
+
+
+@app.command()
 def summary(
     model: Annotated[str | None, typer.Argument(help="A model name, e.g. resnet18_1w1a.", show_default=False)] = None,
     weight_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,

@@ -75,6 +75,18 @@ def evaluate(
     return _start(rank, nproc, None)
 
 
+def doctor(path: Path, overrides: list[str], nproc: int | None, *, wait_s: float, as_json: bool) -> int:
+    """Ask whether all a run needs is there, here and in ranks started from here; rank 0 prints."""
+    load_config(path, overrides)
+
+    def rank() -> int:
+        from launch.doctor import run_rank
+
+        return run_rank(path, overrides, wait_s=wait_s, as_json=as_json)
+
+    return _start(rank, nproc, None)
+
+
 def _start(rank: Callable[[], int], nproc: int | None, config: Config | None) -> int:
     end_with_launcher()
     ranks = world_size(nproc)

@@ -19,6 +19,7 @@ from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
 from trainer.distributed.environment import Environment, resolve_environment
+from trainer.doctor.preflight import preflight
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device
@@ -77,6 +78,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
+    preflight(config, environment, model)
     engine, pixels = create_engine(config, model, optimizer, order, device)
     directory, found = resume.claim(config, environment, undo, data_digest=data.digest, batchnorm_groups=groups)
     meters = Meters(device)

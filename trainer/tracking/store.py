@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -122,6 +123,16 @@ class MlflowStore:
     def upload(self, run_id: str, path: Path) -> None:
         """Store a file among the run's artifacts."""
         self._client.log_artifact(run_id, str(path))
+
+    def download(self, run_id: str, name: str, folder: Path) -> str:
+        """The text of one of the run's artifacts, by way of a file in `folder`."""
+        folder.mkdir()
+        return Path(self._client.download_artifacts(run_id, name, str(folder))).read_text(encoding="utf-8")
+
+    def delete_experiment(self) -> None:
+        """Move the experiment with its runs to MLflow's trash."""
+        if self._experiment_id:
+            self._client.delete_experiment(self._experiment_id)
 
     def end(self, run_id: str, status: str, *, end_ms: int | None) -> None:
         """End the run as FINISHED, KILLED or FAILED, at unix time `end_ms` (None: now)."""
