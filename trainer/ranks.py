@@ -68,10 +68,11 @@ def refuse_other_statistics(config: Config, saved: int, now: int, environment: E
     ranks = ", ".join(map(str, keeping[:_SHOWN])) + (", ..." if len(keeping) > _SHOWN else "")
     sync = config.batchnorm.sync
     named = sync if isinstance(sync, str) else f"{{images: {sync.images}}}"
+    world = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
     raise ConfigError(
-        f"batchnorm.sync={named} on {environment.world_size} ranks takes statistics over about {images // now} images, "
-        f"the checkpoint's run took them over {images // saved}: go on with a number of ranks that keeps them "
-        f"({ranks}), or start a run of another name with model.init=CHECKPOINT"
+        f"batchnorm.sync={named} on {world} takes statistics over about {images // now} images, the checkpoint's run "
+        f"took them over {images // saved}: go on with a number of ranks that keeps them ({ranks}), or start a run of "
+        "another name with model.init=CHECKPOINT"
     )
 
 

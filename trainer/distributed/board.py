@@ -102,4 +102,6 @@ def open_board(environment: Environment, *, timeout_s: float) -> Board:
             f"rank {environment.rank} cannot {what} {host}:{port} within {timeout_s:.0f} s ({said}): is rank 0 "
             "running, and is MASTER_PORT free there and open to this machine?"
         ) from None
-    return Board(dist.PrefixStore("board", store), environment.rank, environment.world_size)
+    # torchrun's store outlives its ranks: what an earlier start of them left is not ours.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Board(dist.PrefixStore(f"board-{attempt}", store), environment.rank, environment.world_size)
