@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torch import nn
 
@@ -46,3 +48,9 @@ def test_more_ranks_than_a_micro_batch_has_images_are_refused() -> None:
     check_ranks(config, 8)
     with pytest.raises(ConfigError, match=r"9 ranks share micro-batches of 8 images .*start at most 8 ranks"):
         check_ranks(config, 9)
+
+
+def test_the_imagenet_recipe_may_go_on_with_half_or_double_the_ranks() -> None:
+    config = load_config(Path(__file__).resolve().parents[2] / "configs" / "imagenet" / "resnet18_reste.yaml")
+    assert {2, 4, 8, 16} <= set(ranks_that_keep(config, 2, local_world=8))
+    assert not {1, 3} & set(ranks_that_keep(config, 2, local_world=8))
