@@ -46,7 +46,13 @@ def print_json(report: Report) -> None:
 def print_table(report: Report) -> None:
     """A row for each check, and below it one for each of its problems."""
     console = Console(highlight=False)
-    table = Table("check", "", "result", title=f"doctor, {report.ranks} ranks", title_justify="left")
+    table = Table(
+        "check",
+        "",
+        "result",
+        title=f"doctor, {report.ranks} rank{'s' if report.ranks > 1 else ''}",
+        title_justify="left",
+    )
     for finding in report.findings:
         table.add_row(finding.check, _MARKS[finding.state], "\n".join(_lines(finding)))
     console.print(table)

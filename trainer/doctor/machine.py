@@ -126,7 +126,10 @@ def judge_threads(facts: ByRank, config: Config) -> tuple[str, list[Problem]]:
             what = f"{fact['threads']} threads, but {fact['cores']} cores are shared by {fact['ranks']} ranks"
             problems.append(Problem([rank], what, f"unset OMP_NUM_THREADS, or set it to {share}", sure=False))
     counts = sorted({fact["threads"] for fact in facts.values()})
-    return f"{' or '.join(map(str, counts))} a rank, {config.data.workers} decoders beside them", problems
+    return (
+        f"{' or '.join(map(str, counts))} a rank; the loader's come on top (data.workers={config.data.workers})",
+        problems,
+    )
 
 
 def look_at_limits(context: Context) -> Facts:

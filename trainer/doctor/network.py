@@ -157,10 +157,8 @@ def judge_all_reduce(facts: ByRank, config: Config) -> tuple[str, list[Problem]]
     if first["through"] is None:
         return "one rank, nothing to add up", []
     speeds = [min(fact["bandwidth"][n] for fact in facts.values()) for n in range(len(TRIAL_BYTES))]
-    small, large = (
-        f"{speed / 1e9:.2g} GB/s at {size // 1024} KiB" for size, speed in zip(TRIAL_BYTES, speeds, strict=True)
-    )
-    return f"{first['through']}, sums right; {small}, {large}", []
+    small, large = (f"{speed / 1e9:.2g} GB/s" for speed in speeds)
+    return f"{first['through']}, sums right; {small} at 64 KiB, {large} at 16 MiB", []
 
 
 CONFIGURATION = Check("configuration", look_at_configuration, judge_configuration, "start all ranks alike")
