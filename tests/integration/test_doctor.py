@@ -48,9 +48,10 @@ def _fine(facts: Any, config: Any) -> tuple[str, list[Any]]:
     return "fine", []
 
 
-ABSENT = "rank 1 does not come"
+ABSENT, SILENT = "rank 1 does not come", "rank 1 answers the first check alone"
 CHECKS["tracker"] = TRACKER
 CHECKS["hang"] = Check("hang", hang_on_rank_1, _fine, "end it", 1.0)
+CHECKS["quick"] = Check("quick", lambda _: {}, _fine, "wake it", 1.0)
 CHECKS["crash"] = Check("crash", crash_on_rank_1, _fine, "mend it")
 
 
@@ -63,10 +64,12 @@ def ask(rounds: list[tuple[list[str], list[str], list[str]]]) -> list[tuple[int,
         environment = resolve_environment(os.environ)
         if of_rank_1 == [ABSENT] and environment.rank == 1:
             continue
-        config = load_config(QUICK, [*overrides, *(of_rank_1 if environment.rank == 1 else [])])
+        asked = names[:1] if of_rank_1 == [SILENT] and environment.rank == 1 else names
+        different = [value for value in of_rank_1 if "=" in value and environment.rank == 1]
+        config = load_config(QUICK, [*overrides, *different])
         reports: list[Report] = []
         join_s = 3 if of_rank_1 == [ABSENT] else 60
-        code = examine(config, environment, reports.append, checks=[CHECKS[name] for name in names], join_s=join_s)
+        code = examine(config, environment, reports.append, checks=[CHECKS[name] for name in asked], join_s=join_s)
         answers.append((code, reports[0].to_json() if reports else None))
     return answers
 
@@ -95,12 +98,15 @@ def test_faults_of_one_rank_are_named_with_their_fix(tmp_path: Path, digits: Pat
         (["crash"], here, []),
         (["hang", "run folder", "shared folder"], here, []),
         (["tracker"], [*here, "tracking.enabled=true", f"tracking.uri={nobody}"], []),
+        (["run folder", "quick", "shared folder"], here, [SILENT]),
         (["run folder", "shared folder"], here, [ABSENT]),
     ]
     by_rank = run_ranks(ask, 2, rounds, timeout_s=280, join=False)
-    assert [code for code, _ in by_rank[0]] == [2, 3, 3, 2, 0, 2, 2, 2, 2]
-    assert [code for code, _ in by_rank[1]] == [2, 3, 3, 2, 0, 2, 2, 2]
-    folder, data, image, disk, network, crash, hang, tracker, absent = (findings(report) for _, report in by_rank[0])
+    assert [code for code, _ in by_rank[0]] == [2, 3, 3, 2, 0, 2, 2, 2, 2, 2]
+    assert [code for code, _ in by_rank[1]] == [2, 3, 3, 2, 0, 2, 2, 2, 2]
+    folder, data, image, disk, network, crash, hang, tracker, silent, absent = (
+        findings(report) for _, report in by_rank[0]
+    )
 
     assert folder["configuration"]["problems"][0]["ranks"] == [1]
     for name in ("run folder", "shared folder"):
@@ -135,6 +141,10 @@ def test_faults_of_one_rank_are_named_with_their_fix(tmp_path: Path, digits: Pat
     [problem] = tracker["tracker"]["problems"]
     assert (problem["ranks"], f"{nobody} does not take a run" in problem["what"]) == ([0], True)
     assert "tracking.uri" in problem["fix"]
+
+    [problem] = silent["quick"]["problems"]
+    assert (problem["ranks"], problem["what"], problem["fix"]) == ([1], "gave no answer within 6 s", "wake it")
+    assert silent["shared folder"]["result"] == "not tried without rank 1"
 
     [problem] = absent["ranks"]["problems"]
     assert (problem["ranks"], problem["what"]) == ([1], "did not come within 3 s")
