@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.config import Config, load_config
 from trainer.distributed.environment import Environment
+from trainer.data.index import load_summary
 from trainer.doctor import data, files, machine, network
 from trainer.doctor.check import Check, Context, Problem
 from trainer.doctor.examine import Report, attempt, examine, verdict
@@ -146,7 +147,7 @@ def context() -> Context:
     return Context(CONFIG, Environment())
 
 
-def test_a_check_that_crashes_or_hangs_or_is_judged_badly_is_one_that_does_not_hold() -> None:
+def test_a_check_that_crashes_or_hangs_or_is_judged_badly_is_one_that_does_not_hold(tmp_path: Path) -> None:
     def crash(_: Context) -> dict[str, Any]:
         raise KeyError("no such\nthing")
 
@@ -155,6 +156,10 @@ def test_a_check_that_crashes_or_hangs_or_is_judged_badly_is_one_that_does_not_h
 
     assert attempt(check(crash), context())["what"] == "KeyError: 'no such\\nthing'"
     assert attempt(check(user), context()) == {"what": "/a: b is broken", "fix": "mend it", "exit_code": 3}
+    no_index = check(lambda _: load_summary(tmp_path).__dict__)
+    assert attempt(no_index, context()) == {
+        "what": f"{tmp_path} has no index", "fix": f"reste prepare folder {tmp_path}", "exit_code": 3,
+    }  # fmt: skip
     ended = threading.Event()
     started = time.monotonic()
     answer = attempt(check(lambda _: ended.wait(60)), context())

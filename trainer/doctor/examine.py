@@ -215,7 +215,9 @@ def look(check: Check, context: Context) -> dict[str, Any]:
     try:
         return {"facts": check.look(context)}
     except UserError as error:
+        # Every user error ends in `: fix` or `: run: command`.
         what, _, fix = str(error).rpartition(": ")
+        what = what.removesuffix(": run")
         return {"what": what or fix, "fix": fix if what else check.stuck, "exit_code": error.exit_code}
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]

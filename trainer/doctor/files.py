@@ -161,4 +161,4 @@ def judge_disk(facts: ByRank, config: Config) -> tuple[str, list[Problem]]:
 _MOUNTED = "does ls of run.dir answer on this machine? If not, its file system hangs"
 PLACE = Check("run folder", look_at_place, judge_place, _MOUNTED)
 SHARED_FOLDER = Check("shared folder", look_at_shared_folder, judge_shared_folder, _MOUNTED, 45.0, together=True)
-DISK = Check("disk", look_at_disk, judge_disk, _MOUNTED, 60.0)
+DISK = Check("disk", look_at_disk, judge_disk, _MOUNTED, 60.0, needs=("data set",))
