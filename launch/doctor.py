@@ -56,8 +56,10 @@ def print_table(report: Report) -> None:
     for finding in report.findings:
         table.add_row(finding.check, _MARKS[finding.state], "\n".join(_lines(finding)))
     console.print(table)
-    failed = sum(finding.state != "ok" for finding in report.findings)
-    console.print("all holds" if not failed else f"{failed} of {len(report.findings)} do not hold; see the fixes above")
+    states = [finding.state for finding in report.findings]
+    untried = f", {states.count('skipped')} not tried" if "skipped" in states else ""
+    failed = f"{states.count('failed')} of {len(states)} do not hold{untried}; see the fixes above"
+    console.print(failed if report.exit_code else "all holds")
 
 
 def _lines(finding: Finding) -> list[str]:

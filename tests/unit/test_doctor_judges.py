@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from trainer.config import Config, load_config
-from trainer.distributed.environment import Environment
 from trainer.data.index import load_summary
+from trainer.distributed.environment import Environment
 from trainer.doctor import data, files, machine, network
 from trainer.doctor.check import Check, Context, Problem
 from trainer.doctor.examine import Report, attempt, examine, verdict
