@@ -39,9 +39,15 @@ CASES = {"published slope": False, "normalised slope": True}
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
+def last_checkpoint(run: Path) -> Path:
+    """Where the run has ended, which need not be its best."""
+    finished = checkpoint.steps(run / "checkpoints")
+    return finished[-1] if finished else checkpoint.resolve(run)
+
+
 def load(run: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, Batches]:
     """The run's last network in float64, and training batches drawn evenly from the whole split."""
-    folder = checkpoint.resolve(run)
+    folder = last_checkpoint(run)
     config = load_config(
         folder / "config.yaml", ["train.precision=fp64", "model.numerics=default", "estimator.normalize=true"]
     )
@@ -109,10 +115,16 @@ def main(
         table.add_row(row["case"], *shown)
     Console().print(table)
     if record is not None:
-        whole = load_config(checkpoint.resolve(run) / "config.yaml").model_dump(mode="json")
+        whole = load_config(last_checkpoint(run) / "config.yaml").model_dump(mode="json")
         config = {group: whole[group] for group in ("model", "estimator", "train")}
         what = "norm of the first convolution's gradient relative to power 1, and mean cosine between batches"
-        written = {"what": what, **about(run.parent, run.name), "batches": batches, "batch_size": batch_size}
+        written = {
+            "what": what,
+            **about(run.parent, run.name),
+            "checkpoint": last_checkpoint(run).name,
+            "batches": batches,
+            "batch_size": batch_size,
+        }
         write_record(record, written | {"rows": rows, "config": config})
 
 
