@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import about, spread, train, write_record
+from studies import about, spread, train, write_record
 
 CONFIG = "configs/quickstart.yaml"
 CASES = {

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import about, series, train, write_record
+from studies import about, series, train, write_record
 
 CONFIG = "configs/quickstart.yaml"
 WORLDS = (1, 2, 3)

@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import about, series, spread, train, write_record
+from studies import about, series, spread, train, write_record
 
 from reste import binary_layers
 from trainer import checkpoint
