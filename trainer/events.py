@@ -14,6 +14,7 @@ from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
 from trainer.evaluation import evaluate
 from trainer.run import Run
+from trainer.stopping import EvaluationCut
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +67,23 @@ def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
 
 
 def evaluate_and_log(run: Run) -> bool:
-    """Evaluate on the whole validation split; whether top-1 is the best so far."""
+    """Evaluate on the whole validation split; whether top-1 is the best so far.
+
+    A request to stop cuts it short: it stays due then, and the next life makes it again from its beginning.
+    """
     with run.feed.paused():
         average_statistics(run.evaluated_model)
-        evaluation = evaluate(
-            run.evaluated_model,
-            run.eval_loader.load(run.eval_order.plans()),
-            run.pixels,
-            samples=len(run.eval_order.index),
-            autocast=run.autocast,
-        )
+        try:
+            evaluation = evaluate(
+                run.evaluated_model,
+                run.stopper.until_asked(run.eval_loader.load(run.eval_order.plans())),
+                run.pixels,
+                samples=len(run.eval_order.index),
+                autocast=run.autocast,
+            )
+        except EvaluationCut:
+            return False
+    run.state.evaluation_due = False
     metrics = evaluation.metrics()
     run.recorder.metrics(run.state.step, metrics)
     run.state.last = metrics

@@ -61,6 +61,7 @@ class State:
         last: newest evaluation (`val/...` metrics).
         best: evaluation with the highest top-1, first one if equal.
         best_step: its step.
+        evaluation_due: whether the evaluation that belongs to this step is still to be made.
     """
 
     step: int = 0
@@ -69,6 +70,7 @@ class State:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
+    evaluation_due: bool = False
 
 
 @dataclass
