@@ -33,11 +33,13 @@ from trainer.pixels import Pixels
 from trainer.run import Plan, Run, State
 from trainer.signals import Requests
 from trainer.stopping import Stopper
+from trainer.stragglers import Stragglers
 from trainer.tracking.address import resolve_uri
 from trainer.tracking.recorder import Recorder
+from trainer.watchdog import Watchdog, collective_timeout_s, create_watchdog
 
 
-def build(config: Config, requests: Requests | None = None) -> Run:
+def build(config: Config, requests: Requests | None = None, watchdog: Watchdog | None = None) -> Run:
     """Assemble a run: environment, data, model, optimizer, engine, resumed state, tracker.
 
     Every rank calls it, and there meets the others. Nothing is written to the run's folder before all ranks have
@@ -46,6 +48,7 @@ def build(config: Config, requests: Requests | None = None) -> Run:
     Args:
         config: what to train.
         requests: signals to this process; none are listened to by default.
+        watchdog: at work already; by default none is.
 
     Raises:
         ConfigError: on every rank, if any rank finds the configuration or the environment wrong.
@@ -55,14 +58,21 @@ def build(config: Config, requests: Requests | None = None) -> Run:
     device = choose_device(environment)
     apply_switches(config.train, environment, device)
     with ExitStack() as undo:
-        collectives.init_process_group(environment, device)
+        collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
-        run = _build(config, environment, device, requests or Requests(), undo)
+        run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
         run.close = undo.pop_all().close
     return run
 
 
-def _build(config: Config, environment: Environment, device: torch.device, requests: Requests, undo: ExitStack) -> Run:
+def _build(
+    config: Config,
+    environment: Environment,
+    device: torch.device,
+    requests: Requests,
+    watchdog: Watchdog,
+    undo: ExitStack,
+) -> Run:
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
         resolve_uri(config.tracking.uri, config.run_dir)
@@ -86,6 +96,8 @@ def _build(config: Config, environment: Environment, device: torch.device, reque
     directory, found = resume.claim(config, data.digest, undo)
     undo.push(partial(_note_end, directory))
     log_to_file(directory, environment.rank)
+    undo.callback(watchdog.close)
+    places = watchdog.attach(directory, environment.rank)
     engine, pixels = create_engine(config, model, optimizer, order, device)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
@@ -110,12 +122,20 @@ def _build(config: Config, environment: Environment, device: torch.device, reque
         learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
         power=schedule.power(config, order.steps_per_epoch),
         pixels=pixels,
-        feed=Feed(loader.load(order.plans(state.step, plan.end_step))),
+        feed=Feed(loader.load(order.plans(state.step, plan.end_step)), watchdog.pulse),
         eval_order=eval_order,
         eval_loader=eval_loader,
         meters=meters,
         guard=FiniteGuard(device),
-        stopper=Stopper(directory, requests, time_limit_min=config.run.time_limit_min, every=plan.read_every),
+        stopper=Stopper(
+            directory,
+            requests,
+            watchdog.pulse,
+            time_limit_min=config.run.time_limit_min,
+            every=plan.read_every,
+        ),
+        pulse=watchdog.pulse,
+        stragglers=Stragglers([place.host for place in places]),
         recorder=recorder,
         directory=directory,
         about=about,

@@ -56,7 +56,8 @@ def log_training(run: Run) -> None:
         "optim/lr": run.learning_rate(step - 1),
         "estimator/power": run.power(step - 1),
     }
-    run.recorder.metrics(step, metrics | run.feed.read().metrics())
+    pace = run.feed.read()
+    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace))
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
@@ -96,6 +97,7 @@ def evaluate_and_log(run: Run) -> bool:
 def save(run: Run, *, best: bool) -> None:
     """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
     run.guard.raise_if_blocked()
+    run.pulse.beat("saving")
     with run.feed.paused():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]
         for model in models:
@@ -142,6 +144,7 @@ def stopped(run: Run) -> Result:
     """Leave together, with a checkpoint saved: a rank that exits first would take its peers down while they save."""
     ended = result(run, EXIT_STOPPED)
     reason = f"stopped on request ({run.stopper.reason or 'of another rank'}); start again to go on"
+    run.pulse.beat("closing the run")
     run.recorder.close("stopped", exit_code=EXIT_STOPPED, reason=reason)
     collectives.barrier()
     return ended
@@ -150,6 +153,7 @@ def stopped(run: Run) -> Result:
 def finished(run: Run) -> Result:
     """Write `result.json` and close the run."""
     ended = result(run, EXIT_FINISHED)
+    run.pulse.beat("closing the run")
     run.recorder.close("finished", exit_code=EXIT_FINISHED, result=asdict(ended))
     collectives.barrier()
     return ended

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from trainer import failures
+
+log = logging.getLogger(__name__)
 
 
 def speak_plainly(rank: int) -> None:
@@ -37,3 +40,4 @@ def log_to_file(directory: Path, rank: int) -> None:
     handler = logging.FileHandler(folder / f"rank_{rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    log.info("%s, process %d: a start", failures.name(), os.getpid())

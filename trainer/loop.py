@@ -32,6 +32,7 @@ def train(run: Run) -> events.Result:
         step = run.state.step
         last = step == run.plan.end_step
         run.recorder.tick(step)
+        run.pulse.step_done(step)
         if run.ema is not None:
             run.ema.update(run.model)
         if due(step, run.plan.log_every) or last:
@@ -65,6 +66,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
         images, labels = run.pixels(batch)
         with run.engine.accumulate(last=micro == micro_batches - 1):
             logits = run.engine.forward(images, whole=batch.plan.global_count == run.plan.micro_batch)
+            run.feed.forwarded()
             loss = cross_entropy_sum(logits, labels, smoothing=run.config.train.label_smoothing)
             # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
             run.engine.backward(loss * (run.environment.world_size / batch.plan.global_batch_count))

@@ -7,12 +7,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import failures
 from trainer.config import Config, load_config
 from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from trainer.logs import speak_plainly
 from trainer.signals import Requests, StoppedEarly
+
+if TYPE_CHECKING:
+    from trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +76,19 @@ def tell_launcher(error: Exception) -> None:
 def _train(config: Config, requests: Requests) -> int:
     # Heavy imports come after the configuration has been found good.
     with requests.at_once():
+        from trainer.watchdog import create_watchdog
+    watchdog = create_watchdog(config)
+    with watchdog.watching():
+        return _build_and_train(config, requests, watchdog)
+
+
+def _build_and_train(config: Config, requests: Requests, watchdog: Watchdog) -> int:
+    with requests.at_once():
         from trainer.assembly import build
         from trainer.loop import train
         from trainer.outcome import print_outcome
 
-        run = build(config, requests)
+        run = build(config, requests, watchdog)
     try:
         result = train(run)
         if run.environment.rank == 0:

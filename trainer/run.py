@@ -20,7 +20,9 @@ from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
+from trainer.pulse import Pulse
 from trainer.stopping import Stopper
+from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
 
 
@@ -94,6 +96,8 @@ class Run:
     meters: Meters
     guard: FiniteGuard
     stopper: Stopper
+    pulse: Pulse
+    stragglers: Stragglers
     recorder: Recorder
     directory: Path
     about: dict[str, Any]

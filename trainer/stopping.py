@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from trainer.cadence import due
 from trainer.distributed import collectives
+from trainer.pulse import Pulse
 from trainer.signals import Requests
 
 T = TypeVar("T")
@@ -29,10 +30,14 @@ class Stopper:
             removed with a warning.
         requests: signals to this process.
         time_limit_min: minutes after the start of this process after which to stop, or None.
+        pulse: told of every batch of an evaluation.
         every: steps between agreements.
     """
 
-    def __init__(self, run_dir: Path, requests: Requests, *, time_limit_min: float | None, every: int) -> None:
+    def __init__(
+        self, run_dir: Path, requests: Requests, pulse: Pulse, *, time_limit_min: float | None, every: int
+    ) -> None:
+        self._pulse = pulse
         self._file = run_dir / STOP_FILE
         self._requests = requests
         self._deadline = None if time_limit_min is None else requests.started + 60 * time_limit_min
@@ -63,6 +68,7 @@ class Stopper:
             self._agreed = self._ask()
             if self._agreed:
                 raise EvaluationCut
+            self._pulse.beat("evaluating")
             yield batch
 
     def _ask(self) -> bool:
