@@ -99,14 +99,19 @@ def _start_ranks(ranks: int, config: Config | None) -> int:
     started = time.time()
     from trainer.distributed.elastic import start_ranks
 
-    ended = start_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+    return tell(start_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks), config, started)
+
+
+def tell(ended: Ended, config: Config | None, started: float) -> int:
+    """One exit code for all ranks; says what they could not tell themselves, the first one's traceback last of all.
+
+    Args:
+        ended: how the ranks ended.
+        config: of the run, if they trained.
+        started: when they did, in unix seconds; an older status.json is another start's.
+    """
     if ended.traceback is not None:
-        print(f"error: rank {ended.first} failed:\n{ended.traceback.rstrip()}", file=sys.stderr)
-    return _outcome(ended, config, started)
-
-
-def _outcome(ended: Ended, config: Config | None, started: float) -> int:
-    """One exit code for all ranks, and a line for what they could not tell themselves."""
+        print(f"error: rank {ended.first} failed first:\n{ended.traceback.rstrip()}", file=sys.stderr)
     if ended.at_once:
         print("stopped at once: start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED

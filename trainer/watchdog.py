@@ -109,7 +109,7 @@ class Watchdog:
         # Even if the folder itself is what hangs.
         faulthandler.dump_traceback_later(3 * ANSWER_S, exit=True)
         pulse = self.pulse
-        silent_s = time.monotonic() - pulse.since
+        silent_s = max(time.monotonic() - pulse.since, 0.0)
         if self._inquest is None or self._directory is None:
             faulthandler.dump_traceback(sys.stderr)
             print(f"error: {pulse.doing} has taken {silent_s:.0f} s: raise run.start_timeout_s", file=sys.stderr)
