@@ -91,7 +91,7 @@ def _start(rank: Callable[[], int], nproc: int | None, config: Config | None) ->
         try:
             return _start_ranks(ranks, config)
         except StoppedEarly as request:
-            print(f"stopped on request ({request}) while starting up: start again to go on", file=sys.stderr)
+            print(request.line, file=sys.stderr)
             return request.exit_code
 
 
@@ -120,7 +120,7 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
     code = ended.codes[ended.first]
     if code < 0 and ended.requested is not None and code == -signal.Signals[ended.requested]:
         # A rank that was still loading libraries died of the signal that the others answered.
-        print(f"stopped on request ({ended.requested}) while starting up: start again to go on", file=sys.stderr)
+        print(StoppedEarly(ended.requested).line, file=sys.stderr)
         return EXIT_STOPPED
     if code < 0:
         by = signal.Signals(-code).name + (" (by the system, if memory ran out)" if code == -signal.SIGKILL else "")

@@ -52,8 +52,7 @@ def is_lost_peer(error: BaseException) -> bool:
 def note_end(directory: Path, error: BaseException) -> None:
     """Record in status.json how an error ended the run, by the rank whose error it is."""
     if isinstance(error, StoppedEarly):
-        reason = f"stopped on request ({error}) before training went on; start again to go on"
-        note_failure(directory, error.exit_code, reason, stopped=True)
+        note_failure(directory, error.exit_code, error.line, stopped=True)
     elif isinstance(error, Exception) and is_lost_peer(error):
         deadline = time.monotonic() + LET_OTHERS_SPEAK_S
         while (status := read_status(directory)) is not None and status.state == "running":

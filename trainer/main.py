@@ -43,7 +43,7 @@ def guarded(work: Callable[[], int]) -> int:
         return error.exit_code
     except StoppedEarly as request:
         if rank == 0:
-            print(f"stopped on request ({request}) while starting up: start again to go on", file=sys.stderr)
+            print(request.line, file=sys.stderr)
         return request.exit_code
     except KeyboardInterrupt:
         if rank == 0:

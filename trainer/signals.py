@@ -20,6 +20,11 @@ class StoppedEarly(BaseException):
 
     exit_code = EXIT_STOPPED
 
+    @property
+    def line(self) -> str:
+        """What to tell the user."""
+        return f"stopped on request ({self}) before there was anything new to save: start again to go on"
+
 
 @contextmanager
 def handling(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:

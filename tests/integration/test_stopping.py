@@ -69,7 +69,7 @@ def test_a_request_while_starting_up_ends_cleanly(tmp_path: Path, digits: Path, 
         life.process.send_signal(signal.SIGTERM)
         assert life.process.wait(60) == 85, log.read_text()
         assert not life.survivors()
-    assert "while starting up: start again to go on" in log.read_text().splitlines()[-1]
+    assert "before there was anything new to save: start again to go on" in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
     assert not run.exists(), "nothing was there before, and nothing was trained"
 
@@ -100,13 +100,17 @@ def test_a_request_cuts_an_evaluation_short_which_is_made_after_resuming(
 
 
 @slow
-def test_under_torchrun_the_truth_is_in_the_status(tmp_path: Path, digits: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGUSR1, -signal.SIGUSR1)])
+def test_under_torchrun_the_truth_is_in_the_status(
+    tmp_path: Path, digits: Path, number: signal.Signals, code: int
+) -> None:
+    """SIGUSR1 is one that torchrun dies of; its ranks notice."""
     run, log = tmp_path / "x", tmp_path / "log"
     with Life(*arguments(tmp_path, digits), log=log, program=TORCHRUN) as life:
         life.wait_for_step(run / "journal.jsonl", 3)
-        life.process.send_signal(signal.SIGTERM)
-        assert life.process.wait(120) == 1
-        assert not life.survivors()
+        life.process.send_signal(number)
+        assert life.process.wait(120) == code
+        assert not life.survivors(60)
     assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 85)
     assert (run / str(status(run)["checkpoint"]) / "manifest.json").is_file()
 
