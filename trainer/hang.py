@@ -78,10 +78,10 @@ class Report:
 
 
 class Inquest:
-    """The reports on one hang, in `logs/hang/`.
+    """The reports on one hang.
 
     Args:
-        folder: `logs/hang` of the run.
+        folder: for them alone; its being there says that there is a hang.
         rank: this process's.
         places: of all ranks.
     """
@@ -104,11 +104,13 @@ class Inquest:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"rank_{self.rank}.json", asdict(report), durable=False)
 
-    def gather(self) -> tuple[dict[int, Report], dict[int, str]]:
-        """Wait for the other ranks, look up those that keep silent; reports and states found, by rank."""
+    def gather(self, own: Report) -> tuple[dict[int, Report], dict[int, str]]:
+        """Report, wait for the other ranks, look up those that keep silent; reports and states found, by rank."""
         began = time.monotonic()
         looked = False
         while True:
+            # Again and again: a network file system may not look for others' files in a folder that it did not change.
+            self.report(own)
             reports = {rank: Report(**content) for rank, content in self._read("rank").items()}
             silent = [rank for rank in range(len(self.places)) if rank not in reports]
             waited = time.monotonic() - began
@@ -117,7 +119,7 @@ class Inquest:
             if waited > BY_THEMSELVES_S and not looked:
                 looked = True
                 self._look_up(silent, reports)
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def _look_up(self, silent: list[int], reports: dict[int, Report]) -> None:
         here = self.places[self.rank].host

@@ -61,15 +61,17 @@ class Watchdog:
 
     def attach(self, directory: Path, rank: int) -> list[Place]:
         """Learn where the run's folder is and where the ranks run; returns these places. A collective."""
-        folder = directory / "logs" / "hang"
+        logs = directory / "logs"
         if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier life
-        self._log = (directory / "logs" / f"rank_{rank}.log").open("a", encoding="utf-8")
+            for old in logs.glob("hang-*"):
+                shutil.rmtree(old, ignore_errors=True)
+        self._log = (logs / f"rank_{rank}.log").open("a", encoding="utf-8")
         faulthandler.register(DUMP_SIGNAL, file=self._log, all_threads=True, chain=False)
         faulthandler.enable(file=self._log, all_threads=True)
         places = collectives.gather_objects(Place.here())
         self._directory = directory
-        self._inquest = Inquest(folder, rank, places)
+        # A name of this life's own: other machines may see for a while what has been removed here.
+        self._inquest = Inquest(logs / f"hang-{places[0].host}-{places[0].pid}", rank, places)
         return places
 
     @contextmanager
@@ -118,8 +120,8 @@ class Watchdog:
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
         rank = self._inquest.rank
-        self._inquest.report(Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats))
-        reports, found = self._inquest.gather()
+        own = Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats)
+        reports, found = self._inquest.gather(own)
         if rank == min(reports):
             self._speak(verdict(reports, found, self._inquest.places), max(r.seconds for r in reports.values()))
         self._inquest.end_silent(reports)

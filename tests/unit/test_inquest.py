@@ -56,12 +56,13 @@ def test_a_silent_process_is_looked_up_continued_and_made_to_dump_its_stacks(tmp
         while there.state() != "T":
             time.sleep(0.01)
         inquest = Inquest(tmp_path / "hang", 0, [Place.here(), there])
-        inquest.report(Report(0, 3, "computing", 6.0, 12))
+        own = Report(0, 3, "computing", 6.0, 12)
+        inquest.report(own)
         answer = Inquest(tmp_path / "hang", 1, inquest.places)
         assert answer.is_open()
         late = threading.Timer(3.5, answer.report, [Report(1, 3, "computing", 0.0, 12)])
         late.start()
-        found, states = inquest.gather()
+        found, states = inquest.gather(own)
         assert sorted(found) == [0, 1]
         assert states == {1: "T"}
         assert answer.is_known()
