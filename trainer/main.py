@@ -67,10 +67,10 @@ def tell_launcher(error: Exception) -> None:
     """Hand the traceback of a bug to torchrun or `reste train`, which show the first of all ranks last of all."""
     from trainer.distributed.elastic import record_error
 
-    if record_error(error):
-        say(failures.first_line(error))
-    else:
+    if not record_error(error):
         traceback.print_exc()
+    if not failures.is_alone():
+        say(failures.first_line(error))
 
 
 def _train(config: Config, requests: Requests) -> int:

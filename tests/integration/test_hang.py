@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, SMALL, Life, records, reste
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 TIMEOUT_S = 6
 
 
@@ -49,7 +49,6 @@ def test_a_stopped_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Pa
     assert not list((run / "logs").glob("hang-*"))
 
 
-@pytest.mark.slow
 def test_a_whole_job_that_was_suspended_goes_on(tmp_path: Path, digits: Path) -> None:
     run = tmp_path / "x"
     with Life(*arguments(tmp_path, digits, "run.step_timeout_s=4", "train.max_steps=30"), log=tmp_path / "log") as life:
@@ -61,7 +60,6 @@ def test_a_whole_job_that_was_suspended_goes_on(tmp_path: Path, digits: Path) ->
         assert life.process.wait(200) == 0, (tmp_path / "log").read_text()
 
 
-@pytest.mark.slow
 def test_a_slow_rank_is_named_once(tmp_path: Path, digits: Path) -> None:
     run, log = tmp_path / "x", tmp_path / "log"
     with Life(*arguments(tmp_path, digits, "log.every=4", "train.max_steps=60"), log=log) as life:

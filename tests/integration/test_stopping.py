@@ -34,6 +34,7 @@ def status(run: Path) -> dict[str, object]:
     return json.loads((run / "status.json").read_text())
 
 
+@slow
 def test_one_ctrl_c_of_a_terminal_saves_and_a_second_one_ends_at_once(tmp_path: Path, digits: Path) -> None:
     run, log = tmp_path / "x", tmp_path / "log"
     with Life(*arguments(tmp_path, digits, "--nproc=2"), log=log) as life:
@@ -131,7 +132,8 @@ def test_a_time_limit_and_an_old_stop_file(tmp_path: Path, digits: Path) -> None
     assert not log.exists()
 
 
-@pytest.mark.parametrize("victim", ["rank", pytest.param("launcher", marks=slow)])
+@slow
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
 def test_nothing_survives_a_kill_and_the_last_line_tells(tmp_path: Path, digits: Path, victim: str) -> None:
     run, log = tmp_path / "x", tmp_path / "log"
     with Life(*arguments(tmp_path, digits, "--nproc=2"), log=log) as life:

@@ -43,8 +43,9 @@ def test_a_silent_process_is_looked_up_continued_and_made_to_dump_its_stacks(tmp
     code = (
         "import faulthandler, signal, sys, time\n"
         "faulthandler.register(signal.SIGQUIT, file=open(sys.argv[1], 'w'))\n"
-        "print('ready', flush=True)\n"
-        "def stuck_here(): time.sleep(60)\n"
+        "def stuck_here():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
         "stuck_here()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(dump)], stdout=subprocess.PIPE) as child:
@@ -66,7 +67,7 @@ def test_a_silent_process_is_looked_up_continued_and_made_to_dump_its_stacks(tmp
         assert sorted(found) == [0, 1]
         assert states == {1: "T"}
         assert answer.is_known()
-        assert "stuck_here" in dump.read_text()
+        assert "in stuck_here" in dump.read_text()
         assert there.state() == "S"
         inquest.end_silent({0: found[0]})
         assert child.wait(10) == -signal.SIGKILL
