@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, SMALL, Life, records, reste
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 TIMEOUT_S = 6
 
 
