@@ -60,25 +60,23 @@ def test_a_whole_job_that_was_suspended_goes_on(tmp_path: Path, digits: Path) ->
         assert life.process.wait(200) == 0, (tmp_path / "log").read_text()
 
 
-def test_a_slow_rank_is_named_once(tmp_path: Path, digits: Path) -> None:
+def test_a_slow_rank_is_named(tmp_path: Path, digits: Path) -> None:
+    """Stopped three quarters of the time, in pulses much shorter than a time-out."""
     run, log = tmp_path / "x", tmp_path / "log"
-    with Life(*arguments(tmp_path, digits, "log.every=4", "train.max_steps=60"), log=log) as life:
+    with Life(*arguments(tmp_path, digits, "log.every=4"), log=log) as life:
         life.wait_for_step(run / "journal.jsonl", 4)
-        victim = life.ranks()[1]
-        while life.process.poll() is None:
+        victim, deadline = life.ranks()[1], time.monotonic() + 300
+        while "holds the others up" not in log.read_text() and time.monotonic() < deadline:
+            assert life.process.poll() is None, log.read_text()
             for number, seconds in ((signal.SIGSTOP, 0.12), (signal.SIGCONT, 0.04)):
-                with_pid(victim, number)
+                os.kill(victim, number)
                 time.sleep(seconds)
-        assert life.process.returncode == 0, log.read_text()
-    warnings = [line for line in log.read_text().splitlines() if "holds the others up" in line]
-    assert len([line for line in warnings if "rank 1 on" in line and "forward pass" in line]) == 1, log.read_text()
-    assert not [line for line in warnings if "rank 0 on" in line]
-    slowest = [r["metrics"]["perf/slowest_rank"] for r in records(run / "journal.jsonl") if r["type"] == "metrics"][2:]
-    assert slowest.count(1) > 0.7 * len(slowest)
-
-
-def with_pid(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    [warning] = [line for line in log.read_text().splitlines() if "holds the others up" in line]
+    assert warning.startswith("WARNING: rank 1 on ")
+    assert "the forward pass" in warning
+    slowest = [
+        r["metrics"]["perf/slowest_rank"]
+        for r in records(run / "journal.jsonl")
+        if "perf/slowest_rank" in r.get("metrics", {})
+    ]
+    assert slowest[-3:] == [1, 1, 1]
