@@ -125,7 +125,7 @@ def test_a_time_limit_and_an_old_stop_file(tmp_path: Path, digits: Path) -> None
     began = time.monotonic()
     second = reste("train", *arguments(tmp_path, digits), "--max-minutes=0.25")
     assert second.returncode == 85, second.stderr
-    assert 15 <= time.monotonic() - began < 90
+    assert time.monotonic() - began >= 15
     assert f"{run / 'STOP'} is older than this start: removed" in second.stderr
     assert "time limit" in str(status(run)["error"])
     assert int(str(status(run)["step"])) > 2
