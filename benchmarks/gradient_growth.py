@@ -21,7 +21,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import about, write_record
+from studies import about, write_record
 
 from reste import Estimator, binary_layers
 from trainer import checkpoint
@@ -39,9 +39,13 @@ CASES = {"published slope": False, "normalised slope": True}
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def load(run: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, Batches]:
-    """The run's last network in float64, and training batches drawn evenly from the whole split."""
-    folder = checkpoint.resolve(run)
+def checkpoint_of(run: Path, *, best: bool) -> Path:
+    """Where a run was at its best, or where it has ended."""
+    return checkpoint.resolve(run) if best else checkpoint.steps(run / "checkpoints")[-1]
+
+
+def load(folder: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, Batches]:
+    """A checkpoint's network in float64, and training batches drawn evenly from the whole split."""
     config = load_config(
         folder / "config.yaml", ["train.precision=fp64", "model.numerics=default", "estimator.normalize=true"]
     )
@@ -85,13 +89,15 @@ def gradients(network: torch.nn.Module, batches: Batches) -> list[torch.Tensor]:
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder or checkpoint of a binary network.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run of a binary network.")],
+    best: Annotated[bool, typer.Option("--best", help="At its best evaluation; at its end by default.")] = False,
     batches: Annotated[int, typer.Option(min=2, help="Training batches.")] = 12,
     batch_size: Annotated[int, typer.Option(min=2, help="Images in each.")] = 128,
     record: Annotated[Path | None, typer.Option(help="Write what was measured to this JSON file.")] = None,
 ) -> None:
     """Measure growth and agreement of the first layer's gradients over the power."""
-    network, data = load(run, batches, batch_size)
+    folder = checkpoint_of(run, best=best)
+    network, data = load(folder, batches, batch_size)
     network.train()
     rows = []
     for case, normalize in CASES.items():
@@ -109,10 +115,16 @@ def main(
         table.add_row(row["case"], *shown)
     Console().print(table)
     if record is not None:
-        whole = load_config(checkpoint.resolve(run) / "config.yaml").model_dump(mode="json")
+        whole = load_config(folder / "config.yaml").model_dump(mode="json")
         config = {group: whole[group] for group in ("model", "estimator", "train")}
         what = "norm of the first convolution's gradient relative to power 1, and mean cosine between batches"
-        written = {"what": what, **about(run.parent, run.name), "batches": batches, "batch_size": batch_size}
+        written = {
+            "what": what,
+            **about(run.parent, run.name),
+            "checkpoint": folder.name,
+            "batches": batches,
+            "batch_size": batch_size,
+        }
         write_record(record, written | {"rows": rows, "config": config})
 
 

@@ -16,10 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import about, series, spread, train, write_record
+from studies import about, series, spread, train, write_record
+
+from reste import binary_layers
+from trainer import checkpoint
+from trainer.config import load_config
+from trainer.network import create_network
 
 CONFIG = "configs/base.yaml"
 REFERENCE = (
@@ -33,6 +39,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "default": (),
     "default, published slope": ("estimator.normalize=false",),
     "official recipe, normalised slope": (*REFERENCE, "estimator.normalize=true"),
+    "default, o_end 2": ("estimator.o_end=2",),
+    "default, whole batches": ("train.drop_last=true",),
     "default, clipped STE": ("estimator.name=ste", "estimator.threshold=1.5"),
 }
 """Name -> what the case sets beyond the common values."""
@@ -98,10 +106,22 @@ def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict
         "lost_since_best": spread([max(run) - run[-1] for run in top1]),
         "lowest_train_loss": spread([min(run) for run in loss]),
         "final_train_loss": spread([run[-1] for run in loss]),
+        "signs_flipped_since_best": [flipped(folder / name) for name in names],
         "mean_top1_by_epoch": [round(statistics.fmean(at), 2) for at in zip(*top1, strict=True)],
         "mean_train_loss_by_epoch": [round(statistics.fmean(at), 4) for at in zip(*loss, strict=True)],
         "mean_instability_by_epoch": [float(f"{statistics.fmean(at):.3g}") for at in zip(*instability, strict=True)],
     }
+
+
+def flipped(run: Path) -> float:
+    """Binary weights, in percent, whose sign at the end is not that of the best evaluation."""
+    best, last = (run / "checkpoints" / "best", checkpoint.steps(run / "checkpoints")[-1])
+    classes = checkpoint.read_manifest(last)["classes"]
+    network = create_network(load_config(run / "config.yaml"), classes, torch.device("cpu"))
+    names = [f"{name}.weight" for name, _ in binary_layers(network)]
+    then, now = (checkpoint.load_payload(path, "model") for path in (best, last))
+    changed = torch.cat([((then[name] >= 0) != (now[name] >= 0)).flatten() for name in names])
+    return round(100 * changed.double().mean().item(), 3)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.distributed.lifeline import LAUNCHER_VARIABLE
+from trainer.signals import handling
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_EVERY_S = 0.2
 
 
@@ -54,12 +53,8 @@ class Children:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Answer signals while commands run: one saves and stops, a second Ctrl-C ends at once."""
-        previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        try:
+        with handling(self._on_signal):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

@@ -45,14 +45,17 @@ def train(
     overrides: Overrides = None,
     nproc: Nproc = None,
     engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so long; short for `run.time_limit_min=...`.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
 ) -> None:
     """Train as a configuration says; going on where an earlier start of the same run was interrupted.
 
     Under torchrun, srun or deepspeed this process *is* a rank; otherwise it starts the ranks of this machine.
 
-    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 85 stopped on request with a
-    checkpoint saved.
+    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 5 no progress within the time-out,
+    85 stopped on request with a checkpoint saved.
 
     Examples: `reste train configs/quickstart.yaml --nproc 2`, `reste train configs/imagenet/resnet18_reste.yaml
     data.root=/data/imagenet --dry-run`, `torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml`.
@@ -60,6 +63,7 @@ def train(
     from launch import local
 
     values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    values += [f"run.time_limit_min={max_minutes}"] if max_minutes is not None else []
     if dry_run:
         from launch.dry_run import print_plan
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config import Config, load_config
 from trainer.distributed.lifeline import end_with_launcher
-from trainer.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DataError, NonFiniteError
+from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
+from trainer.failures import note_failure
+from trainer.signals import Requests, StoppedEarly
+from trainer.tracking.status import read_status
 
-_TELLING = (ConfigError.exit_code, DataError.exit_code, NonFiniteError.exit_code, EXIT_STOPPED)
+if TYPE_CHECKING:
+    from trainer.distributed.elastic import Ended
 
 
 def is_rank() -> bool:
@@ -90,32 +96,52 @@ def doctor(path: Path, overrides: list[str], nproc: int | None, *, wait_s: float
 def _start(rank: Callable[[], int], nproc: int | None, config: Config | None) -> int:
     end_with_launcher()
     ranks = world_size(nproc)
-    if is_rank():
+    if is_rank() or ranks == 1:
         return rank()
-    if ranks == 1:
-        return rank()
+    requests = Requests()
+    with requests.received(), requests.at_once():
+        try:
+            return _start_ranks(ranks, config)
+        except StoppedEarly as request:
+            print(request.line, file=sys.stderr)
+            return request.exit_code
+
+
+def _start_ranks(ranks: int, config: Config | None) -> int:
+    started = time.time()
     from trainer.distributed.elastic import start_ranks
 
-    started = time.time()
-    codes = start_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
-    return _outcome(codes, config, started)
+    return tell(start_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks), config, started)
 
 
-def _outcome(codes: list[int], config: Config | None, started: float) -> int:
-    """One exit code for all ranks; a rank's own reason weighs more than its peers' being taken down with it."""
-    if config is not None:
-        from trainer.tracking.status import read_status
+def tell(ended: Ended, config: Config | None, started: float) -> int:
+    """One exit code for all ranks; says what they could not tell themselves, the first one's traceback last of all.
 
-        status = read_status(config.run_dir)
-        if status is not None and status.time >= started and status.exit_code is not None:
-            return status.exit_code
-    for code in codes:
-        if code in _TELLING:
-            return code
-    killed = sorted({-code for code in codes if code < 0})
-    if killed:
-        print(
-            f"error: a rank was killed by signal {killed[0]}; start again to go on from the last checkpoint",
-            file=sys.stderr,
-        )
-    return EXIT_BUG if codes else 0
+    Args:
+        ended: how the ranks ended.
+        config: of the run, if they trained.
+        started: when they did, in unix seconds; an older status.json is another start's.
+    """
+    if ended.traceback is not None:
+        print(f"error: rank {ended.first} failed first:\n{ended.traceback.rstrip()}", file=sys.stderr)
+    if ended.at_once:
+        print("stopped at once: start again to go on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if ended.first is None:
+        return EXIT_FINISHED
+    code = ended.codes[ended.first]
+    if code < 0 and ended.requested is not None and code == -signal.Signals[ended.requested]:
+        # A rank that was still loading libraries died of the signal that the others answered.
+        print(StoppedEarly(ended.requested).line, file=sys.stderr)
+        return EXIT_STOPPED
+    if code < 0:
+        by = signal.Signals(-code).name + (" (by the system, if memory ran out)" if code == -signal.SIGKILL else "")
+        killed = f"rank {ended.first} was killed by {by}"
+        if config is not None:
+            note_failure(config.run_dir, EXIT_BUG, killed)
+        print(f"error: {killed}; start again to go on from the last checkpoint", file=sys.stderr)
+        return EXIT_BUG
+    status = None if config is None else read_status(config.run_dir)
+    if status is not None and status.time >= started and status.exit_code is not None:
+        return status.exit_code
+    return code

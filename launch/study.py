@@ -16,7 +16,7 @@ from launch.children import Children
 from launch.prepare import progress
 from trainer.data.datasets import open_datasets
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED, ConfigError, UserError
-from trainer.main import speak_plainly
+from trainer.logs import speak_plainly
 from trainer.study.equilibrium import (
     Point,
     Reading,

@@ -8,7 +8,6 @@ github.com/DravenALG/ReSTE. Registered with timm, but not binary: they are no pa
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,12 +19,10 @@ from models.parts import Shortcut
 from models.resnet import RESNET18_CIFAR, RESNET20, BinaryResNet
 from models.vgg import VGG_SMALL, BinaryVGG
 
-_conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
-
 
 def conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """A plain 3x3 convolution with zero padding 1 and no bias."""
-    return _conv3x3(in_channels, out_channels, stride=stride)
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 class BasicBlock(nn.Module):

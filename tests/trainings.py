@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,12 @@ def reste(
 class Life:
     """One start of `reste train` in a session of its own."""
 
-    def __init__(self, *arguments: object, log: Path) -> None:
+    def __init__(self, *arguments: object, log: Path, program: tuple[str, ...] = ("-m", "launch", "train")) -> None:
+        self.mark = uuid.uuid4().hex
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch", "train", *map(str, arguments)],
-                env=environment(),
+                [sys.executable, *program, *map(str, arguments)],
+                env=environment() | {"LIFE": self.mark},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -69,6 +71,17 @@ class Life:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}"
             assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
             time.sleep(0.005)
+
+    def ranks(self) -> list[int]:
+        """Process ids of the launcher's children, in the order of their ranks."""
+        return sorted(pid for pid in descendants(self.process.pid) if parent(pid) == self.process.pid)
+
+    def survivors(self, within_s: float = 5) -> list[str]:
+        """Command lines of processes of this life that are there still after so long, however deep they descend."""
+        deadline = time.monotonic() + within_s
+        while (found := marked(f"LIFE={self.mark}")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
 
     def kill(self) -> None:
         """SIGKILL to the launcher and all its ranks."""
@@ -84,6 +97,23 @@ class Life:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()
+
+
+def parent(pid: int) -> int | None:
+    """The process that started another, None if that has gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
+def marked(variable: str) -> list[str]:
+    """Command lines of living processes with this in their environment (a zombie's is empty)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append((path.parent / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

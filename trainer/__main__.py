@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from trainer.distributed.lifeline import end_with_launcher
 from trainer.main import run_rank
 
 
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> int:
             __doc__.strip() + "\n\nExample: torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml"
         )
         return 0 if arguments else 2
+    end_with_launcher()
     return run_rank(Path(arguments[0]), arguments[1:])
 
 

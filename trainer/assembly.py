@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,35 @@ from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
 from trainer.distributed.environment import Environment, resolve_environment
 from trainer.doctor.preflight import preflight
+from trainer.failures import note_end
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device
+from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
+from trainer.signals import Requests
 from trainer.stopping import Stopper
+from trainer.stragglers import Stragglers
 from trainer.tracking.address import resolve_uri
 from trainer.tracking.recorder import Recorder
+from trainer.watchdog import Watchdog, collective_timeout_s, create_watchdog
 
 
-def build(config: Config) -> Run:
+def build(config: Config, requests: Requests | None = None, watchdog: Watchdog | None = None) -> Run:
     """Assemble a run: environment, data, model, optimizer, engine, resumed state, tracker.
 
     Every rank calls it, and there meets the others. Nothing is written to the run's folder before all ranks have
     found the configuration and the data good. `run.close()` gives everything back.
+
+    Args:
+        config: what to train.
+        requests: signals to this process; none are listened to by default.
+        watchdog: at work already; by default none is.
 
     Raises:
         ConfigError: on every rank, if any rank finds the configuration or the environment wrong.
@@ -48,14 +59,21 @@ def build(config: Config) -> Run:
     device = choose_device(environment)
     apply_switches(config.train, environment, device)
     with ExitStack() as undo:
-        collectives.init_process_group(environment, device)
+        collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
-        run = _build(config, environment, device, undo)
+        run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
         run.close = undo.pop_all().close
     return run
 
 
-def _build(config: Config, environment: Environment, device: torch.device, undo: ExitStack) -> Run:
+def _build(
+    config: Config,
+    environment: Environment,
+    device: torch.device,
+    requests: Requests,
+    watchdog: Watchdog,
+    undo: ExitStack,
+) -> Run:
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
         check_ranks(config, environment.world_size)
@@ -79,8 +97,12 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
     preflight(config, environment, model)
-    engine, pixels = create_engine(config, model, optimizer, order, device)
     directory, found = resume.claim(config, environment, undo, data_digest=data.digest, batchnorm_groups=groups)
+    undo.push(partial(_note_end, directory))
+    log_to_file(directory, environment.rank)
+    undo.callback(watchdog.close)
+    places = watchdog.attach(directory, environment.rank)
+    engine, pixels = create_engine(config, model, optimizer, order, device)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = {
@@ -105,16 +127,29 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
         power=schedule.power(config, order.steps_per_epoch),
         pixels=pixels,
-        feed=Feed(loader.load(order.plans(state.step, plan.end_step))),
+        feed=Feed(loader.load(order.plans(state.step, plan.end_step)), watchdog.pulse),
         eval_order=eval_order,
         eval_loader=eval_loader,
         meters=meters,
         guard=FiniteGuard(device),
-        stopper=Stopper(directory, time_limit_min=config.run.time_limit_min, every=plan.read_every),
+        stopper=Stopper(
+            directory,
+            requests,
+            watchdog.pulse,
+            time_limit_min=config.run.time_limit_min,
+            every=plan.read_every,
+        ),
+        pulse=watchdog.pulse,
+        stragglers=Stragglers([place.host for place in places]),
         recorder=recorder,
         directory=directory,
         about=about,
     )
+
+
+def _note_end(directory: Path, _kind: object, error: BaseException | None, _trace: object) -> None:
+    if error is not None:
+        note_end(directory, error)
 
 
 def create_orders(config: Config, data: datasets.Datasets, environment: Environment) -> tuple[TrainOrder, EvalOrder]:

@@ -41,6 +41,7 @@ class Progress:
         best_step: step of the best ones, or None.
         journal_offset: bytes of the journal that belong to these steps.
         meters: the open window of training sums.
+        evaluation_due: whether the evaluation that belongs to this step was cut short by a stop.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Progress:
     best_step: int | None
     journal_offset: int
     meters: list[float]
+    evaluation_due: bool = False
 
 
 def save(
@@ -77,7 +79,8 @@ def save(
         OSError: the disk is full or not writable; the unfinished folder has been removed.
     """
     target = folder / f"step_{progress.step:08d}"
-    if is_valid(target):
+    # One that an evaluation has been added to since replaces the one without.
+    if is_valid(target) and read_manifest(target)["progress"].get("evaluation_due", False) == progress.evaluation_due:
         return target
     temporary = folder / f".{target.name}.tmp"
     try:

@@ -37,6 +37,10 @@ class RunConfig(Group):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name, no path")
     dir: str = Field("runs", description="parent folder; also holds mlflow.db")
     time_limit_min: Positive | None = Field(None, description="save and stop (exit 85) after this many minutes")
+    start_timeout_s: Positive | None = Field(
+        1800.0, description="longest time without progress until the first step is done (exit 5); null: no limit"
+    )
+    step_timeout_s: Positive | None = Field(600.0, description="longest time without progress later; null: no limit")
 
 
 class ModelConfig(Group):

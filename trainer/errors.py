@@ -4,8 +4,12 @@ from __future__ import annotations
 
 EXIT_FINISHED = 0
 EXIT_BUG = 1
+EXIT_HUNG = 5
+"""A rank did not go on within the time-out."""
 EXIT_STOPPED = 85
 """Stopped on request with a checkpoint saved: requeue me."""
+EXIT_INTERRUPTED = 130
+"""A second Ctrl-C: stopped at once, nothing saved."""
 
 
 class UserError(Exception):

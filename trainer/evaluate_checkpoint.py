@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from trainer.hardware import apply_switches, choose_device
 from trainer.main import guarded
 from trainer.network import create_network, load_weights
 from trainer.pixels import AUTOCAST, Pixels
+from trainer.signals import Requests
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,14 @@ def run_rank(
             print(json.dumps(_facts(request, found)) if as_json else _sentence(request, found))
         return 0
 
-    return guarded(work)
+    requests = Requests()
+    with requests.received():
+        return guarded(partial(_at_once, requests, work))
+
+
+def _at_once(requests: Requests, work: Callable[[], int]) -> int:
+    with requests.at_once():
+        return work()
 
 
 def prepare(path: Path, data: Path | None, *, batch_size: int | None, loader: str | None, weights: str) -> Request:

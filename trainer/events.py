@@ -14,6 +14,7 @@ from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
 from trainer.evaluation import evaluate
 from trainer.run import Run
+from trainer.stopping import EvaluationCut
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def log_training(run: Run) -> None:
         "optim/lr": run.learning_rate(step - 1),
         "estimator/power": run.power(step - 1),
     }
-    run.recorder.metrics(step, metrics | run.feed.read().metrics())
+    pace = run.feed.read()
+    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace))
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
@@ -66,16 +68,23 @@ def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
 
 
 def evaluate_and_log(run: Run) -> bool:
-    """Evaluate on the whole validation split; whether top-1 is the best so far."""
+    """Evaluate on the whole validation split; whether top-1 is the best so far.
+
+    A request to stop cuts it short: it stays due then, and the next life makes it again from its beginning.
+    """
     with run.feed.paused():
         average_statistics(run.evaluated_model)
-        evaluation = evaluate(
-            run.evaluated_model,
-            run.eval_loader.load(run.eval_order.plans()),
-            run.pixels,
-            samples=len(run.eval_order.index),
-            autocast=run.autocast,
-        )
+        try:
+            evaluation = evaluate(
+                run.evaluated_model,
+                run.stopper.until_asked(run.eval_loader.load(run.eval_order.plans())),
+                run.pixels,
+                samples=len(run.eval_order.index),
+                autocast=run.autocast,
+            )
+        except EvaluationCut:
+            return False
+    run.state.evaluation_due = False
     metrics = evaluation.metrics()
     run.recorder.metrics(run.state.step, metrics)
     run.state.last = metrics
@@ -88,6 +97,7 @@ def evaluate_and_log(run: Run) -> bool:
 def save(run: Run, *, best: bool) -> None:
     """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
     run.guard.raise_if_blocked()
+    run.pulse.beat("saving")
     with run.feed.paused():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]
         for model in models:
@@ -134,6 +144,7 @@ def stopped(run: Run) -> Result:
     """Leave together, with a checkpoint saved: a rank that exits first would take its peers down while they save."""
     ended = result(run, EXIT_STOPPED)
     reason = f"stopped on request ({run.stopper.reason or 'of another rank'}); start again to go on"
+    run.pulse.beat("closing the run")
     run.recorder.close("stopped", exit_code=EXIT_STOPPED, reason=reason)
     collectives.barrier()
     return ended
@@ -142,6 +153,7 @@ def stopped(run: Run) -> Result:
 def finished(run: Run) -> Result:
     """Write `result.json` and close the run."""
     ended = result(run, EXIT_FINISHED)
+    run.pulse.beat("closing the run")
     run.recorder.close("finished", exit_code=EXIT_FINISHED, result=asdict(ended))
     collectives.barrier()
     return ended

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from trainer.data.batch import Batch
+from trainer.distributed import statistics
+from trainer.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,14 @@ class Pace:
     Attributes:
         seconds: its length, evaluations and saves left out.
         waited_s: seconds of it spent waiting for data.
+        computed_s: seconds of it in forward passes, waits for other ranks left out as far as the host sees them.
         samples: training samples of all ranks.
         steps: optimizer steps.
     """
 
     seconds: float
     waited_s: float
+    computed_s: float
     samples: int
     steps: int
 
@@ -37,26 +41,42 @@ class Pace:
 
 
 class Feed:
-    """Takes batches from a loader and keeps time."""
+    """Takes batches from a loader and keeps time.
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    Args:
+        batches: of this rank.
+        pulse: told of every batch asked for and got.
+    """
+
+    def __init__(self, batches: Iterator[Batch], pulse: Pulse) -> None:
         self._batches = batches
+        self._pulse = pulse
         self._start()
 
     def _start(self) -> None:
         self._since = time.perf_counter()
         self._waited_s = 0.0
+        self._computed_s = 0.0
         self._samples = 0
         self._steps = 0
 
     def take(self) -> Batch:
         """The next micro-batch."""
+        self._pulse.beat("waiting for data")
         asked = time.perf_counter()
         batch = next(self._batches)
-        self._waited_s += time.perf_counter() - asked
+        self._given = time.perf_counter()
+        self._waited_s += self._given - asked
+        self._others_s = statistics.waited_s()
+        self._pulse.beat("computing")
         self._samples += batch.plan.global_count
         self._steps += batch.plan.micro == 0
         return batch
+
+    def forwarded(self) -> None:
+        """The forward pass of the batch taken last is done."""
+        others_s = statistics.waited_s() - self._others_s
+        self._computed_s += time.perf_counter() - self._given - others_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -69,6 +89,6 @@ class Feed:
 
     def read(self) -> Pace:
         """The window so far; starts a new one."""
-        pace = Pace(time.perf_counter() - self._since, self._waited_s, self._samples, self._steps)
+        pace = Pace(time.perf_counter() - self._since, self._waited_s, self._computed_s, self._samples, self._steps)
         self._start()
         return pace

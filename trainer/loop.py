@@ -23,27 +23,37 @@ def train(run: Run) -> events.Result:
         NonFiniteError: loss or gradient is not finite.
     """
     started = time.monotonic() - run.state.seconds
-    with run.stopper.listening():
-        while run.state.step < run.plan.end_step:
-            indicators = train_step(run)
-            run.state.step += 1
-            run.state.seconds = time.monotonic() - started
-            step = run.state.step
-            last = step == run.plan.end_step
-            run.recorder.tick(step)
-            if run.ema is not None:
-                run.ema.update(run.model)
-            if due(step, run.plan.log_every) or last:
-                events.log_training(run)
-            if indicators:
-                events.log_indicators(run, indicators)
-            improved = (due(step, run.plan.eval_every) or last) and events.evaluate_and_log(run)
-            stop = run.stopper.agreed(step) and not last
-            if improved or stop or last or due(step, run.plan.checkpoint_every):
-                events.save(run, best=bool(improved))
-            if stop:
-                return events.stopped(run)
-        return events.finished(run)
+    # An earlier life may have been stopped within an evaluation.
+    stop = run.state.evaluation_due and between_steps(run)
+    while not stop and run.state.step < run.plan.end_step:
+        indicators = train_step(run)
+        run.state.step += 1
+        run.state.seconds = time.monotonic() - started
+        step = run.state.step
+        last = step == run.plan.end_step
+        run.recorder.tick(step)
+        run.pulse.step_done(step)
+        if run.ema is not None:
+            run.ema.update(run.model)
+        if due(step, run.plan.log_every) or last:
+            events.log_training(run)
+        if indicators:
+            events.log_indicators(run, indicators)
+        run.state.evaluation_due = due(step, run.plan.eval_every) or last
+        stop = between_steps(run)
+    return events.stopped(run) if stop else events.finished(run)
+
+
+def between_steps(run: Run) -> bool:
+    """Evaluate, agree on stopping and save, each where it is due; whether to stop."""
+    step = run.state.step
+    last = step == run.plan.end_step
+    improved = run.state.evaluation_due and events.evaluate_and_log(run)
+    finished = last and not run.state.evaluation_due
+    stop = not finished and run.stopper.agreed(step)
+    if improved or stop or last or due(step, run.plan.checkpoint_every):
+        events.save(run, best=improved)
+    return stop
 
 
 def train_step(run: Run) -> dict[str, torch.Tensor]:
@@ -56,6 +66,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
         images, labels = run.pixels(batch)
         with run.engine.accumulate(last=micro == micro_batches - 1):
             logits = run.engine.forward(images, whole=batch.plan.global_count == run.plan.micro_batch)
+            run.feed.forwarded()
             loss = cross_entropy_sum(logits, labels, smoothing=run.config.train.label_smoothing)
             # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
             run.engine.backward(loss * (run.environment.world_size / batch.plan.global_batch_count))

@@ -19,7 +19,8 @@ def print_outcome(directory: Path, result: Result, mlflow_command: str | None) -
     for label, metrics in (("final", result.final), (f"best, step {result.best_step}", result.best)):
         if metrics:
             table.add_row(label, f"{metrics['top1']:.2f}", f"{metrics['top5']:.2f}", f"{metrics['loss']:.4f}")
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     console.print(
         f"{result.steps} steps, {result.samples:,} images in {format_duration(result.seconds)}, "
         f"{result.images_per_s:.0f} images/s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -101,7 +102,8 @@ def _lock(directory: Path) -> Callable[[], None]:
 
 
 def _remove_if_unused(directory: Path) -> None:
-    if {path.name for path in directory.iterdir()} <= {LOCK}:
+    if {path.name for path in directory.iterdir()} <= {LOCK, "logs"}:
+        shutil.rmtree(directory / "logs", ignore_errors=True)
         (directory / LOCK).unlink(missing_ok=True)
         directory.rmdir()
 

@@ -20,7 +20,9 @@ from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
+from trainer.pulse import Pulse
 from trainer.stopping import Stopper
+from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
 
 
@@ -61,6 +63,7 @@ class State:
         last: newest evaluation (`val/...` metrics).
         best: evaluation with the highest top-1, first one if equal.
         best_step: its step.
+        evaluation_due: whether the evaluation that belongs to this step is still to be made.
     """
 
     step: int = 0
@@ -69,6 +72,7 @@ class State:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
+    evaluation_due: bool = False
 
 
 @dataclass
@@ -92,6 +96,8 @@ class Run:
     meters: Meters
     guard: FiniteGuard
     stopper: Stopper
+    pulse: Pulse
+    stragglers: Stragglers
     recorder: Recorder
     directory: Path
     about: dict[str, Any]

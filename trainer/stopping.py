@@ -1,61 +1,89 @@
-"""Stopping is an agreement: signals, a stop file or a deadline set a flag; the ranks agree on it between two steps."""
+"""Stopping is an agreement: signals, a stop file or a deadline are requests; the ranks agree on them between steps."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import FrameType
+from typing import TypeVar
 
 from trainer.cadence import due
 from trainer.distributed import collectives
+from trainer.pulse import Pulse
+from trainer.signals import Requests
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
+
+
+class EvaluationCut(Exception):  # noqa: N818
+    """The ranks have agreed to stop in the middle of an evaluation."""
 
 
 class Stopper:
     """Collects requests to stop.
 
     Args:
-        run_dir: a file named STOP in it is a request, removed when it is seen.
-        time_limit_min: minutes from now after which to stop, or None.
+        run_dir: a file named STOP in it is a request, removed when it is seen. One that was there before this start is
+            removed with a warning.
+        requests: signals to this process.
+        time_limit_min: minutes after the start of this process after which to stop, or None.
+        pulse: told of every batch of an evaluation.
         every: steps between agreements.
     """
 
-    def __init__(self, run_dir: Path, *, time_limit_min: float | None, every: int) -> None:
+    def __init__(
+        self, run_dir: Path, requests: Requests, pulse: Pulse, *, time_limit_min: float | None, every: int
+    ) -> None:
+        self._pulse = pulse
         self._file = run_dir / STOP_FILE
-        self._deadline = None if time_limit_min is None else time.monotonic() + 60 * time_limit_min
+        self._requests = requests
+        self._deadline = None if time_limit_min is None else requests.started + 60 * time_limit_min
         self._every = every
-        self.reason: str | None = None
+        self._other: str | None = None
+        self._agreed = False
+        if collectives.is_main():
+            self._remove_old_file()
+
+    @property
+    def reason(self) -> str | None:
+        """What this rank was asked by, None if it was not asked."""
+        return self._requests.reason or self._other
 
     def agreed(self, step: int) -> bool:
         """Whether any rank was asked to stop; a collective, called by all ranks after every step."""
-        if not due(step, self._every):
-            return False
+        if not self._agreed and due(step, self._every):
+            self._agreed = self._ask()
+        return self._agreed
+
+    def until_asked(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of an evaluation, equally many on every rank; a collective before each.
+
+        Raises:
+            EvaluationCut: on every rank, once any was asked to stop.
+        """
+        for batch in batches:
+            self._agreed = self._ask()
+            if self._agreed:
+                raise EvaluationCut
+            self._pulse.beat("evaluating")
+            yield batch
+
+    def _ask(self) -> bool:
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self.reason = self.reason or "time limit"
+            self._other = self._other or "time limit"
         if collectives.is_main() and self._file.exists():
-            self.reason = self.reason or f"file {self._file}"
+            self._other = self._other or f"file {self._file}"
             self._file.unlink(missing_ok=True)
         return collectives.agree_any(self.reason is not None)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Only the flag: a collective or a save in a handler can deadlock.
-        if number == signal.SIGINT and self.reason is not None:
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Answer signals while the loop runs; the second Ctrl-C ends the program at once."""
-        previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+    def _remove_old_file(self) -> None:
         try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            old = self._file.stat().st_mtime < self._requests.began_at
+        except FileNotFoundError:
+            return
+        if old:
+            self._file.unlink(missing_ok=True)
+            log.warning("%s is older than this start: removed; make it again to stop", self._file)

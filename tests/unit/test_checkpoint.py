@@ -46,6 +46,20 @@ def test_what_was_saved_comes_back_exactly(tmp_path: Path) -> None:
     assert checkpoint.problems(path) == []
 
 
+def test_a_checkpoint_whose_evaluation_was_cut_short_is_replaced_once_it_is_made(tmp_path: Path) -> None:
+    def due(path: Path) -> bool:
+        return bool(checkpoint.read_manifest(path)["progress"]["evaluation_due"])
+
+    cut = save(tmp_path, 12, evaluation_due=True)
+    assert due(cut)
+    made = save(tmp_path, 12, best_step=11)
+    assert made == cut
+    assert not due(made)
+    assert save(tmp_path, 12, best_step=10) == made
+    assert checkpoint.read_manifest(made)["progress"]["best_step"] == 11, "a whole one is left as it is"
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
 @pytest.mark.parametrize("name", ["model.pt", "config.yaml"])
 def test_one_flipped_bit_is_found_and_passed_over(tmp_path: Path, name: str) -> None:
     older, newer = save(tmp_path, 1), save(tmp_path, 2)

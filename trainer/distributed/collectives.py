@@ -100,6 +100,16 @@ def gather_objects(value: T) -> list[T]:
     return box  # type: ignore[return-value]
 
 
+def gather_numbers(values: list[float]) -> list[list[float]]:
+    """Equally many numbers of every rank, in the ranks' order, on every rank. Does not wait for a GPU."""
+    if world_size() == 1:
+        return [values]
+    mine = torch.tensor(values, dtype=torch.float64)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return [row.tolist() for row in everyone]
+
+
 def agree_any(flag: bool) -> bool:
     """Whether the flag is set on at least one rank; the same answer on all. Does not wait for a GPU."""
     return bool(all_reduce_(torch.tensor(int(flag)), "max").item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +30,34 @@ class BatchNormGroup:
 def _gather(row: Tensor, group: BatchNormGroup) -> Tensor:
     """(n,) on every rank -> (ranks, n), the same on all."""
     gathered = _functional.all_gather_into_tensor(row, group.size, group.name)
-    return _functional.wait_tensor(gathered).view(group.size, -1)
+    return _wait(gathered).view(group.size, -1)
 
 
 def _sum(row: Tensor, group: BatchNormGroup) -> Tensor:
     if group.size <= _GATHERED_SUM:
         return _gather(row, group).sum(0)
-    return _functional.wait_tensor(_functional.all_reduce(row, "sum", group.name))
+    return _wait(_functional.all_reduce(row, "sum", group.name))
+
+
+_waited_s = 0.0
+
+
+def waited_s() -> float:
+    """Seconds that this process has waited for other ranks' statistics.
+
+    Waits within compiled code are not counted, nor those of a GPU that the host does not take part in.
+    """
+    return _waited_s
+
+
+def _wait(result: Tensor) -> Tensor:
+    global _waited_s
+    if torch.compiler.is_compiling():
+        return _functional.wait_tensor(result)
+    began = time.perf_counter()
+    done = _functional.wait_tensor(result)
+    _waited_s += time.perf_counter() - began
+    return done
 
 
 def _local_moments(x: Tensor) -> tuple[Tensor, Tensor]:

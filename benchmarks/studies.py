@@ -51,13 +51,13 @@ def series(folder: Path, name: str, metric: str) -> list[float]:
     return [r["metrics"][metric] for r in records if metric in r.get("metrics", {})]
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation and the values themselves, rounded to what is meaningful."""
+def spread(values: list[float], digits: int = 2) -> dict[str, Any]:
+    """Mean, standard deviation and the values themselves, rounded to `digits` decimals."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {
-        "mean": round(statistics.fmean(values), 2),
-        "std": round(deviation, 2),
-        "runs": [round(v, 2) for v in values],
+        "mean": round(statistics.fmean(values), digits),
+        "std": round(deviation, digits),
+        "runs": [round(v, digits) for v in values],
     }
 
 

@@ -1,0 +1,76 @@
+"""Requests to stop, as real signals to this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import signals
+from trainer.signals import Requests, StoppedEarly, handling
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_noted_and_the_handlers_before_come_back(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in signals.SIGNALS}
+    requests = Requests()
+    with requests.received():
+        assert requests.reason is None
+        send(number)
+        assert requests.reason == number.name
+    assert {n: signal.getsignal(n) for n in signals.SIGNALS} == before
+
+
+def test_the_first_signal_gives_the_reason() -> None:
+    requests = Requests()
+    with requests.received():
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            send(number)
+    assert requests.reason == "SIGUSR1"
+
+
+def test_a_ctrl_c_heard_twice_counts_once_and_a_later_one_interrupts() -> None:
+    requests = Requests()
+    with requests.received():
+        for _ in range(3):
+            send(signal.SIGINT)
+        time.sleep(signals.SAME_S + 0.1)
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_where_nothing_is_to_save_a_signal_stops_at_once_and_only_there() -> None:
+    requests = Requests()
+    with requests.received():
+        with pytest.raises(StoppedEarly, match="SIGTERM"), requests.at_once():
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+    assert not issubclass(StoppedEarly, Exception), "a library that tries again would swallow it"
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handling(lambda number, frame: pytest.fail("answered")):
+            send(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_signals_are_listened_to_before_anything_heavy_is_loaded() -> None:
+    code = "import sys, trainer.main, launch.local; print('torch' in sys.modules)"
+    root = Path(__file__).resolve().parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,86 @@
+"""How the failure of a rank is told: to status.json, to the launcher, on standard error."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from trainer.errors import EXIT_BUG, UserError
+from trainer.signals import StoppedEarly
+from trainer.tracking.status import Status, read_status, write_status
+
+LOST = "lost its peers"
+LET_OTHERS_SPEAK_S = 2.0
+
+
+def environment_rank() -> int:
+    """This process's rank as its launcher's variables have it, before they have been checked."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def name() -> str:
+    """`rank 3 on node17`."""
+    return f"rank {environment_rank()} on {socket.gethostname()}"
+
+
+def is_alone() -> bool:
+    """Whether no launcher has started this process as one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error that is no user error, and the first line of what it says."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has gone; that rank's own error is the one to read."""
+    text = str(error)
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "remote process exited",
+        "timed out",
+    )
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def note_end(directory: Path, error: BaseException) -> None:
+    """Record in status.json how an error ended the run, by the rank whose error it is."""
+    if isinstance(error, StoppedEarly):
+        note_failure(directory, error.exit_code, error.line, stopped=True)
+    elif isinstance(error, Exception) and is_lost_peer(error):
+        deadline = time.monotonic() + LET_OTHERS_SPEAK_S
+        while (status := read_status(directory)) is not None and status.state == "running":
+            if time.monotonic() > deadline:
+                note_failure(directory, EXIT_BUG, f"{name()} {LOST}: {first_line(error)}")
+                return
+            time.sleep(0.1)
+    elif isinstance(error, Exception) and (environment_rank() == 0 or not getattr(error, "everywhere", False)):
+        note_failure(directory, getattr(error, "exit_code", EXIT_BUG), first_line(error))
+
+
+def note_failure(directory: Path, exit_code: int, message: str, *, stopped: bool = False) -> None:
+    """Record in status.json how the run ended; the first report stands, unless it only tells of a loss."""
+    status = read_status(directory)
+    if status is None or not (status.state == "running" or _is_hearsay(status)):
+        return
+    write_status(
+        directory,
+        "stopped" if stopped else "failed",
+        step=status.step,
+        total_steps=status.total_steps,
+        epoch=status.epoch,
+        metrics=status.metrics,
+        checkpoint=status.checkpoint,
+        exit_code=exit_code,
+        error=message,
+    )
+
+
+def _is_hearsay(status: Status) -> bool:
+    return status.state == "failed" and LOST in (status.error or "")

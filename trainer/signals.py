@@ -1,0 +1,105 @@
+"""Signals that ask a process to stop, and what it does about them; imports nothing heavy, so that it can come first."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from trainer.errors import EXIT_STOPPED
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+SAME_S = 1.0
+"""A second Ctrl-C this soon is the same one, passed on by a launcher of the same terminal."""
+
+
+class StoppedEarly(BaseException):
+    """Asked to stop while there is nothing to save. No `Exception`: a library that retries must not swallow it."""
+
+    exit_code = EXIT_STOPPED
+
+    @property
+    def line(self) -> str:
+        """What to tell the user."""
+        return f"stopped on request ({self}) before there was anything new to save: start again to go on"
+
+
+@contextmanager
+def handling(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `answer` handle every signal that asks to stop; afterwards whatever handled them before does.
+
+    SIGHUP is left ignored where it is: that is how `nohup` works.
+    """
+    taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, answer) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Again:
+    """Tells a second Ctrl-C from the first one heard twice."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def is_second(self, number: int) -> bool:
+        """Whether this signal is a Ctrl-C that follows another request; call it for every signal."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return number == signal.SIGINT and now - self._first > SAME_S
+
+
+class Requests:
+    """Signals that reach a rank, from its first moment to its last.
+
+    Attributes:
+        started: when this process began, in seconds of `time.monotonic`.
+        began_at: the same in unix seconds.
+        reason: name of the first signal, None before there was one.
+    """
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.began_at = time.time()
+        self.reason: str | None = None
+        self._again = Again()
+        self._at_once = False
+
+    @contextmanager
+    def received(self) -> Iterator[None]:
+        """Note signals instead of dying of them.
+
+        Raises:
+            KeyboardInterrupt: at the second Ctrl-C, wherever the program is.
+        """
+        with handling(self._on_signal):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Around work that has nothing to save, such as starting up.
+
+        Raises:
+            StoppedEarly: as soon as a signal comes.
+        """
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Only the flag: a collective or a save in a handler can deadlock.
+        if self._again.is_second(number):
+            raise KeyboardInterrupt
+        if self.reason is None:
+            self.reason = signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False
+            raise StoppedEarly(self.reason)
