@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from trainer.errors import EXIT_BUG
 from trainer.main import run_rank
+
+EXIT_FILE = "RESTE_EXIT_FILE"
+"""Environment variable: file for the exit code, where the launcher in between forgets it, as torchrun does."""
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +20,11 @@ def main(arguments: list[str]) -> int:
             __doc__.strip() + "\n\nExample: torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml"
         )
         return 0 if arguments else 2
-    return run_rank(Path(arguments[0]), arguments[1:])
+    code = run_rank(Path(arguments[0]), arguments[1:])
+    # A rank that has only lost its peers knows no reason; those that know one agree on it.
+    if code != EXIT_BUG and os.environ.get(EXIT_FILE):
+        Path(os.environ[EXIT_FILE]).write_text(f"{code}\n", encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,275 @@
+"""A SLURM of one's own on this machine: munged, slurmctld and one slurmd for each node, in a folder of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
+MARK = "CLUSTER_TEST"
+"""Environment variable by which every process of a job is found in /proc."""
+
+CONF = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdSpoolDir={folder}/spool-%n
+SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/completed.txt
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+SlurmdParameters=config_overrides
+SlurmdTimeout={node_timeout}
+SlurmctldTimeout=60
+MessageTimeout=20
+KillWait={kill_wait}
+InactiveLimit=0
+MinJobAge=600
+ReturnToService=2
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+"""
+
+
+class SlurmFault(AssertionError):  # noqa: N818
+    """The cluster did not do what a test needs; the message holds the end of its logs."""
+
+
+class Cluster:
+    """Starts on entry; on exit every daemon and whatever a job has left behind is killed.
+
+    Args:
+        folder: for keys, sockets, state and logs. A socket's path must stay below 108 characters.
+        nodes: names of the nodes; all of them are this machine.
+        node_timeout: seconds of silence after which a node is down.
+        kill_wait: seconds between SLURM's SIGTERM and its SIGKILL.
+    """
+
+    def __init__(
+        self, folder: Path, *, nodes: tuple[str, ...] = ("one", "two"), node_timeout: int = 15, kill_wait: int = 20
+    ) -> None:
+        missing = [name for name in PROGRAMS if _find(name) is None]
+        if missing:
+            raise SlurmFault(f"{', '.join(missing)} not found: `make cluster-test` installs slurm-wlm and munge")
+        self.folder = folder
+        self.nodes = nodes
+        self.mark = uuid.uuid4().hex
+        self._times = {"node_timeout": node_timeout, "kill_wait": kill_wait}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user of this cluster has to have set."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), MARK: self.mark}
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._start_munge()
+            self._write_configuration()
+            self._start("slurmctld", "-D", "-i")
+            for node in self.nodes:
+                self.start_node(node)
+            self._wait_for_nodes()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in ["slurmctld", *self.nodes, "munged"]:
+            self._kill(name)
+        # The daemons of job steps leave their slurmd's session; they are known by the configuration they serve.
+        _kill_all(processes_with(f"SLURM_CONF={self.folder / 'slurm.conf'}"))
+        _kill_all(processes_with(f"{MARK}={self.mark}"))
+
+    def run(self, *command: str, timeout_s: float = 60) -> str:
+        """Run a program of SLURM as a user of this cluster; its standard output.
+
+        Raises:
+            SlurmFault: it failed.
+        """
+        done = subprocess.run(
+            command, env=os.environ | self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+        if done.returncode:
+            raise SlurmFault(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}{self.logs()}")
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What `scontrol show job` tells of a job."""
+        words = self.run("scontrol", "show", "job", "--oneliner", number).split()
+        return dict(word.partition("=")[::2] for word in words if "=" in word)
+
+    def wait(self, number: str, *states: str, timeout_s: float = 200) -> dict[str, str]:
+        """Wait until a job is in one of these states; returns it."""
+        deadline = time.monotonic() + timeout_s
+        while (job := self.job(number))["JobState"] not in states:
+            if time.monotonic() > deadline:
+                raise SlurmFault(f"job {number} is {job} instead of {states} after {timeout_s} s{self.logs()}")
+            time.sleep(0.3)
+        return job
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node."""
+        self._start("slurmd", "-D", "-N", node, name=node)
+
+    def kill_node(self, node: str) -> None:
+        """End a node as a power cut does: its daemon, those of its job steps, and all processes below them."""
+        steps = [pid for pid in processes_with(f"SLURM_CONF={self.folder / 'slurm.conf'}") if _serves(pid, node)]
+        victims = {below for pid in steps for below in [pid, *_descendants(pid)]}
+        self._kill(node)
+        _kill_all(sorted(victims))
+
+    def survivors(self) -> list[str]:
+        """Command lines of processes of jobs that still live."""
+        return [_command(pid) for pid in processes_with(f"{MARK}={self.mark}") if pid != os.getpid()]
+
+    def logs(self) -> str:
+        """The last lines of the daemons."""
+        found = sorted(self.folder.glob("*.log"))
+        return "".join(f"\n--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in found)
+
+    def _start_munge(self) -> None:
+        folder = self.folder / "munge"
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+        key = folder / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={folder / name}" for option, name in files.items()]
+        # --force: folders above, such as /tmp, may be writable by others.
+        self._start("munged", "--foreground", "--force", f"--key-file={key}", *options)
+        _wait_until((folder / "socket").exists, 20, lambda: "munged made no socket" + self.logs())
+
+    def _write_configuration(self) -> None:
+        for name in ("state", *(f"spool-{node}" for node in self.nodes)):
+            (self.folder / name).mkdir()
+        ports = free_ports(1 + len(self.nodes))
+        nodes = [
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN"
+            for node, port in zip(self.nodes, ports[1:], strict=True)
+        ]
+        text = CONF.format(folder=self.folder, controller=ports[0], user=_user(), nodes="\n".join(nodes), **self._times)
+        (self.folder / "slurm.conf").write_text(text)
+
+    def _start(self, program: str, *arguments: str, name: str | None = None) -> None:
+        path = _find(program)
+        assert path
+        with (self.folder / f"{name or program}.out.log").open("ab") as output:
+            self._daemons[name or program] = subprocess.Popen(
+                [path, *arguments],
+                env=os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_for_nodes(self) -> None:
+        def up() -> bool:
+            done = subprocess.run(
+                ["sinfo", "--noheader", "--Node", "--format=%T"],
+                env=os.environ | self.environment,
+                capture_output=True,
+                text=True,
+            )
+            return done.stdout.split() == ["idle"] * len(self.nodes)
+
+        _wait_until(up, 60, lambda: "the nodes did not come up" + self.logs())
+
+    def _kill(self, name: str) -> None:
+        process = self._daemons.pop(name, None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody uses now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
+
+
+def processes_with(variable: str) -> list[int]:
+    """Ids of processes that have `NAME=VALUE` in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def _serves(pid: int, node: str) -> bool:
+    """Whether a process is a slurmd or slurmstepd of a node, or runs below one."""
+    with contextlib.suppress(OSError):
+        environ = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+        return f"SLURMD_NODENAME={node}".encode() in environ
+    return False
+
+
+def _descendants(pid: int) -> list[int]:
+    from trainings import descendants
+
+    return descendants(pid)
+
+
+def _kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _wait_until(condition: object, seconds: float, told: object) -> None:
+    assert callable(condition)
+    assert callable(told)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SlurmFault(told())
+        time.sleep(0.1)
