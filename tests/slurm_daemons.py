@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 MARK = "CLUSTER_TEST"
 """Environment variable by which every process of a job is found in /proc."""
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+"""States in which a job stays."""
 
 CONF = """\
 ClusterName=test
@@ -48,6 +54,7 @@ SlurmctldTimeout=60
 MessageTimeout=20
 KillWait={kill_wait}
 InactiveLimit=0
+OverTimeLimit=2
 MinJobAge=600
 ReturnToService=2
 {nodes}
@@ -70,7 +77,7 @@ class Cluster:
     """
 
     def __init__(
-        self, folder: Path, *, nodes: tuple[str, ...] = ("one", "two"), node_timeout: int = 15, kill_wait: int = 20
+        self, folder: Path, *, nodes: tuple[str, ...] = ("one", "two"), node_timeout: int = 15, kill_wait: int = 60
     ) -> None:
         missing = [name for name in PROGRAMS if _find(name) is None]
         if missing:
@@ -80,6 +87,10 @@ class Cluster:
         self.mark = uuid.uuid4().hex
         self._times = {"node_timeout": node_timeout, "kill_wait": kill_wait}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def _marked(self) -> str:
+        return f"{MARK}={self.mark}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,7 +115,7 @@ class Cluster:
             self._kill(name)
         # The daemons of job steps leave their slurmd's session; they are known by the configuration they serve.
         _kill_all(processes_with(f"SLURM_CONF={self.folder / 'slurm.conf'}"))
-        _kill_all(processes_with(f"{MARK}={self.mark}"))
+        _kill_all(processes_with(self._marked))
 
     def run(self, *command: str, timeout_s: float = 60) -> str:
         """Run a program of SLURM as a user of this cluster; its standard output.
@@ -124,12 +135,24 @@ class Cluster:
         words = self.run("scontrol", "show", "job", "--oneliner", number).split()
         return dict(word.partition("=")[::2] for word in words if "=" in word)
 
-    def wait(self, number: str, *states: str, timeout_s: float = 200) -> dict[str, str]:
-        """Wait until a job is in one of these states; returns it."""
+    def wait(self, number: str, *states: str, after: str | None = None, timeout_s: float = 400) -> dict[str, str]:
+        """Wait until a job is in one of these states, or in one of them after it was in another; returns it."""
         deadline = time.monotonic() + timeout_s
-        while (job := self.job(number))["JobState"] not in states:
+        while True:
+            job = self.job(number)
+            after = None if job["JobState"] == after else after
+            if job["JobState"] in states and after is None:
+                return job
+            if job["JobState"] in ENDS or time.monotonic() > deadline:
+                raise SlurmFault(f"job {number}: {job['JobState']}, not {states}\n{_output(job)}{self.logs()}")
+            time.sleep(0.3)
+
+    def wait_for_restart(self, number: str, restarts: int, timeout_s: float = 400) -> dict[str, str]:
+        """Wait until a job has ended after it was queued again so many times; returns it."""
+        deadline = time.monotonic() + timeout_s
+        while not ((job := self.job(number))["Restarts"] == str(restarts) and job["JobState"] in ENDS):
             if time.monotonic() > deadline:
-                raise SlurmFault(f"job {number} is {job} instead of {states} after {timeout_s} s{self.logs()}")
+                raise SlurmFault(f"job {number}: {job['JobState']}, {job['Restarts']} restarts\n{_output(job)}")
             time.sleep(0.3)
         return job
 
@@ -138,15 +161,14 @@ class Cluster:
         self._start("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """End a node as a power cut does: its daemon, those of its job steps, and all processes below them."""
-        steps = [pid for pid in processes_with(f"SLURM_CONF={self.folder / 'slurm.conf'}") if _serves(pid, node)]
-        victims = {below for pid in steps for below in [pid, *_descendants(pid)]}
+        """End a node as a power cut does: its daemon, those of its job steps, and everything they have started."""
         self._kill(node)
-        _kill_all(sorted(victims))
+        tasks = [pid for pid in processes_with(f"SLURMD_NODENAME={node}") if pid in processes_with(self._marked)]
+        _kill_all([*{_parent(pid) for pid in tasks if _command(_parent(pid)).startswith("slurmstepd")}, *tasks])
 
     def survivors(self) -> list[str]:
         """Command lines of processes of jobs that still live."""
-        return [_command(pid) for pid in processes_with(f"{MARK}={self.mark}") if pid != os.getpid()]
+        return [_command(pid) for pid in processes_with(self._marked) if pid != os.getpid()]
 
     def logs(self) -> str:
         """The last lines of the daemons."""
@@ -187,6 +209,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _wait_for_nodes(self) -> None:
@@ -228,24 +251,22 @@ def processes_with(variable: str) -> list[int]:
     return found
 
 
+def _output(job: dict[str, str]) -> str:
+    path = Path(job["StdOut"])
+    return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+
 def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
 
 
-def _serves(pid: int, node: str) -> bool:
-    """Whether a process is a slurmd or slurmstepd of a node, or runs below one."""
+def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        environ = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-        return f"SLURMD_NODENAME={node}".encode() in environ
-    return False
-
-
-def _descendants(pid: int) -> list[int]:
-    from trainings import descendants
-
-    return descendants(pid)
+        stat = (Path("/proc") / str(pid) / "stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1])
+    return 0
 
 
 def _kill_all(pids: list[int]) -> None:
@@ -260,14 +281,15 @@ def _find(program: str) -> str | None:
 
 
 def _user() -> str:
-    import pwd
-
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def _wait_until(condition: object, seconds: float, told: object) -> None:
-    assert callable(condition)
-    assert callable(told)
+def _end_with_parent() -> None:
+    """For a new process: die with the one that started it, also when that is killed (Linux, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

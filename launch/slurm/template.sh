@@ -11,11 +11,12 @@
 RUN=@@run
 REQUEUES=@@requeues  # at most
 FAILURES=@@failures  # in a row that saved no checkpoint, at most
-@@setup
-# Runs a command. A signal to this shell becomes the run's STOP file: all ranks see it, save and leave together.
-stoppable() {
-    trap 'touch "$RUN/STOP"' USR1
-    trap 'touch "$RUN/STOP"; ending=1' TERM  # SLURM ends the job: scancel, or preemption, which may requeue it
+JOB=$RUN/slurm/$SLURM_JOB_ID
+
+# A signal to this shell becomes the run's STOP file: all ranks see it, save and leave together. TERM means that SLURM
+# ends the job: by scancel, or by preemption, after which SLURM itself may queue it again.
+listen() { trap 'touch "$RUN/STOP"' USR1; trap 'touch "$RUN/STOP"; ending=1' TERM; }
+alone() {
     (trap "" USR1 TERM; "$@") &
     while wait $!; kill -0 $! 2>/dev/null; do :; done  # a signal ends a wait early
 }
@@ -36,19 +37,19 @@ requeue() {
     exit "$code"
 }
 
-JOB=$RUN/slurm/$SLURM_JOB_ID
 mkdir -p "$RUN/slurm" && touch "$JOB.starts" || exit 1
 [ ! -e "$JOB.finished" ] || finish 0 "finished in an earlier start"
-! stuck || finish 1 "$FAILURES starts in a row saved no checkpoint; last $(newest)"
+! stuck || finish 1 "$FAILURES starts in a row saved no checkpoint; last: $(newest)"
 newest >> "$JOB.starts"
 rm -f "$JOB.code" "$RUN/STOP"
+listen
+@@setup
 export RESTE_EXIT_FILE=$JOB.code  # torchrun turns every exit code into 1; the ranks leave theirs here
-
 # A port that nobody listens on, below those that the kernel gives to outgoing connections.
 until PORT=$((15000 + RANDOM % 15000)); ! (: < "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do :; done
 # Ranks notice a lost peer by themselves; --wait ends those that do not.
-stoppable srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --wait=60@@srun \
-    bash -c "$(declare -p RUN PORT; declare -f stoppable agent); stoppable agent"
+alone srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=60@@srun \
+    bash -c "$(declare -p RUN PORT; declare -f listen alone agent); listen; alone agent"
 
 code=$(cat "$JOB.code" 2>/dev/null || echo 1)
 [ -z "$ending" ] || finish "$code" "ended by SLURM with exit code $code; last checkpoint: $(newest)"
@@ -58,4 +59,4 @@ case $code in
     2 | 3 | 4) finish "$code" "ended with exit code $code: starting again would not help" ;;
 esac
 ! stuck || finish 1 "failed $FAILURES times in a row without a new checkpoint; last: $(newest)"
-requeue "failed"
+requeue "failed, see above"
