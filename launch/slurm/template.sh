@@ -55,7 +55,7 @@ code=$(cat "$JOB.code" 2>/dev/null || echo 1)
 [ -z "$ending" ] || finish "$code" "ended by SLURM with exit code $code; last checkpoint: $(newest)"
 case $code in
     0) touch "$JOB.finished"; finish 0 "finished" ;;
-    85) requeue "stopped on request, checkpoint saved" ;;
+    85) requeue "stopped on request" ;;
     2 | 3 | 4) finish "$code" "ended with exit code $code: starting again would not help" ;;
 esac
 ! stuck || finish 1 "failed $FAILURES times in a row without a new checkpoint; last: $(newest)"

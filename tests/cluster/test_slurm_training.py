@@ -42,7 +42,7 @@ def test_usr1_saves_and_requeues_and_the_result_is_bit_identical(user: User, who
     assert told.count("ranks on cpu") == 2, "a start's output is lost"
     assert "starts from new weights" in told
     assert "goes on from" in told
-    assert "stopped on request, checkpoint saved; requeued" in told
+    assert "stopped on request; requeued, to go on from step_" in told
     user.nobody_is_left()
 
 
