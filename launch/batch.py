@@ -73,7 +73,7 @@ def run_folder(path: Path, overrides: list[str], options: BatchOptions) -> Path:
         _check(load_config(path, [override.replace(TASK, str(task)) for override in overrides]))
     config = load_config(path, [override.replace(TASK, _STAND_IN) for override in overrides])
     folder = Path(str(config.run_dir).replace(_STAND_IN, TASK))
-    if options.array is not None and TASK not in str(folder):
+    if options.array is not None and (TASK not in folder.name or TASK in str(folder.parent)):
         raise ConfigError(f"the tasks of an array need run folders of their own: run.name={config.run.name}-{TASK}")
     return folder
 

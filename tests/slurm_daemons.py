@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pwd
 import shutil
@@ -156,9 +157,26 @@ class Cluster:
             time.sleep(0.3)
         return job
 
+    def wait_for_empty_queue(self, timeout_s: float = 120) -> None:
+        """Wait until every job has ended."""
+
+        def empty() -> bool:
+            return not self.run("squeue", "--noheader").strip()
+
+        _wait_until(empty, timeout_s, lambda: self.run("squeue") + self.logs())
+
     def start_node(self, node: str) -> None:
-        """Start the daemon of a node."""
-        self._start("slurmd", "-D", "-N", node, name=node)
+        """Start the daemon of a node, which has a core of its own, so that its ranks compute on one thread."""
+        cores = sorted(os.sched_getaffinity(0))
+        core = cores[self.nodes.index(node) % len(cores)]
+        self._start("slurmd", "-D", "-N", node, name=node, cores={core})
+
+    def clear(self) -> None:
+        """End every job, at once."""
+        jobs = self.run("squeue", "--noheader", "--format=%A").split()
+        if jobs:
+            self.run("scancel", *jobs)
+        _kill_all(processes_with(self._marked))
 
     def kill_node(self, node: str) -> None:
         """End a node as a power cut does: its daemon, those of its job steps, and everything they have started."""
@@ -199,7 +217,7 @@ class Cluster:
         text = CONF.format(folder=self.folder, controller=ports[0], user=_user(), nodes="\n".join(nodes), **self._times)
         (self.folder / "slurm.conf").write_text(text)
 
-    def _start(self, program: str, *arguments: str, name: str | None = None) -> None:
+    def _start(self, program: str, *arguments: str, name: str | None = None, cores: set[int] | None = None) -> None:
         path = _find(program)
         assert path
         with (self.folder / f"{name or program}.out.log").open("ab") as output:
@@ -209,7 +227,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=functools.partial(_settle, cores),
             )
 
     def _wait_for_nodes(self) -> None:
@@ -284,9 +302,11 @@ def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def _end_with_parent() -> None:
-    """For a new process: die with the one that started it, also when that is killed (Linux, PR_SET_PDEATHSIG)."""
+def _settle(cores: set[int] | None) -> None:
+    """For a new process: have these cores, die with the one that started it (Linux, PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:

@@ -49,16 +49,20 @@ class User:
     def submit(self, run: str, *words: object, settings: tuple[str, ...] = SETTINGS, data: Path | None = None) -> str:
         """`reste slurm submit`; the job's number."""
         settings = (*settings, f"data.root={data or self.digits}", f"run.name={run}")
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "slurm", "submit", str(QUICK), *settings, *map(str, words)],
+        done = self.reste("slurm", "submit", QUICK, *settings, *words)
+        assert done.stdout.startswith("job "), done.stderr
+        return done.stdout.split()[1].rstrip(":")
+
+    def reste(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """Run the command line in their folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "launch", *map(str, words)],
             cwd=self.folder,
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
-        assert done.stdout.startswith("job "), done.stderr
-        return done.stdout.split()[1].rstrip(":")
 
     def sbatch(self, *words: str) -> str:
         """SLURM's own command, with this Python's programs found first; its output."""

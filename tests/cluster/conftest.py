@@ -18,9 +18,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def user(cluster: Cluster, tmp_path: Path, digits: Path) -> User:
-    """One with an empty folder and a site file."""
-    return User(cluster, tmp_path, digits)
+def user(cluster: Cluster, tmp_path: Path, digits: Path) -> Iterator[User]:
+    """One with an empty folder and a site file, whose jobs end with the test."""
+    yield User(cluster, tmp_path, digits)
+    cluster.clear()
 
 
 @pytest.fixture(scope="session")

@@ -123,3 +123,21 @@ def test_srun_without_torchrun_trains_to_the_same_weights(user: User, whole: str
     assert digest(user.run("bare")) == whole
     assert "SLURM_PROCID and its like of srun" in (user.folder / "bare.log").read_text()
     user.nobody_is_left()
+
+
+def test_each_task_of_an_array_is_a_run_of_its_own(user: User) -> None:
+    job = user.submit("task-%a", "--array=3-4", "--setup=PATH=/usr/bin:/bin", "--requeues=0")
+    user.cluster.wait_for_empty_queue()
+    for task in (3, 4):
+        assert "torchrun: command not found" in (user.run("slurm") / f"{job}_{task}.log").read_text()
+        [history] = (user.run(f"task-{task}") / "slurm").glob("*.history")
+        assert "requeued 0 times, now over" in history.read_text()
+
+
+def test_a_job_that_slurm_refuses_is_one_line_and_leaves_nothing(user: User) -> None:
+    done = user.reste("slurm", "submit", QUICK, "--partition=absent")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: sbatch refuses the job: ")
+    assert "absent" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in user.folder.iterdir()] == ["site.yaml"]
