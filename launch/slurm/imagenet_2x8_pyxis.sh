@@ -58,6 +58,7 @@ alone srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=60 \
     --container-mounts="$PWD:$PWD",/data/imagenet:/data/imagenet \
     bash -c "$(declare -p RUN PORT; declare -f listen alone agent); listen; alone agent"
 
+rm -f "$RUN/STOP"  # a node may have been told after the ranks had seen it
 code=$(cat "$JOB.code" 2>/dev/null || echo 1)
 [ -z "$ending" ] || finish "$code" "ended by SLURM with exit code $code; last checkpoint: $(newest)"
 case $code in
