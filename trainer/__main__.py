@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.errors import EXIT_BUG
+from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED
 from trainer.main import run_rank
 
 EXIT_FILE = "RESTE_EXIT_FILE"
@@ -21,10 +21,12 @@ def main(arguments: list[str]) -> int:
         )
         return 0 if arguments else 2
     code = run_rank(Path(arguments[0]), arguments[1:])
-    # A rank that has only lost its peers knows no reason; those that know one agree on it.
-    if code != EXIT_BUG and os.environ.get(EXIT_FILE):
-        Path(os.environ[EXIT_FILE]).write_text(f"{code}\n", encoding="utf-8")
-    return code
+    note = os.environ.get(EXIT_FILE)
+    if not note or code == EXIT_BUG:  # a rank that has only lost its peers knows no reason; those that do agree on it
+        return code
+    Path(note).write_text(f"{code}\n", encoding="utf-8")
+    # To torchrun any other number is a failure, for which it ends the peers while they are leaving.
+    return EXIT_FINISHED if code == EXIT_STOPPED else code
 
 
 if __name__ == "__main__":

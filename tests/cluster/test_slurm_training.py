@@ -43,6 +43,7 @@ def test_usr1_saves_and_requeues_and_the_result_is_bit_identical(user: User, who
     assert "starts from new weights" in told
     assert "goes on from" in told
     assert "stopped on request; requeued, to go on from step_" in told
+    assert "Traceback" not in told, "torchrun takes a stop for a failure"
     user.nobody_is_left()
 
 
