@@ -56,8 +56,8 @@ until PORT=$((15000 + RANDOM % 15000)); ! (: < "/dev/tcp/127.0.0.1/$PORT") 2>/de
 # Ranks notice a lost peer by themselves; --wait ends those that do not.
 alone srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=60 \
     bash -c "$(declare -p RUN PORT; declare -f listen alone agent); listen; alone agent"
+trap "" USR1; trap "ending=1" TERM; rm -f "$RUN/STOP"  # from here on it would stop the next start
 
-rm -f "$RUN/STOP"  # a node may have been told after the ranks had seen it
 code=$(cat "$JOB.code" 2>/dev/null || echo 1)
 [ -z "$ending" ] || finish "$code" "ended by SLURM with exit code $code; last checkpoint: $(newest)"
 case $code in
