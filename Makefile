@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format bench clean
+.PHONY: help install quickstart test test-slow test-gpu cluster-test lint format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,13 +24,20 @@ quickstart: install ## prepare the embedded digits, train a binary ResNet-20 on 
 	$(BIN)/reste train configs/quickstart.yaml --nproc 2
 
 test: install ## the tests a change must pass (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu and not cluster"
 
 test-slow: install ## longer runs: kills, whole trainings
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
 
 test-gpu: install ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+cluster-test: install ## trainings on a real SLURM: two nodes, started on this machine (installs slurm-wlm and munge as root)
+	@PATH="$$PATH:/usr/sbin"; if ! command -v slurmctld slurmd sbatch munged >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; \
+	  else echo "SLURM's programs are missing: as root, apt-get install slurm-wlm munge"; exit 1; fi; fi
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: install ## style, types, formatting
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launch.batch_cli import slurm_app
 from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ ckpt_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
 study_app = typer.Typer(no_args_is_help=True, help="Questions that take several trainings to answer.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(study_app, name="study")
+app.add_typer(slurm_app, name="slurm")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
 

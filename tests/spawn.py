@@ -45,7 +45,8 @@ def run_ranks(
         work = Path(folder)
         source = inspect.getsourcefile(function)
         (work / "task").write_bytes(pickle.dumps((source, function.__name__, args, join, timeout_s)))
-        ranks = [_start(work, rank, world, port) for port in [_free_port()] for rank in range(world)]
+        port = _free_port()
+        ranks = [_start(work, rank, world, port, timeout_s) for rank in range(world)]
         try:
             _wait(ranks, time.monotonic() + timeout_s, work)
         finally:
@@ -60,7 +61,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start(work: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
+def _start(work: Path, rank: int, world: int, port: int, timeout_s: float) -> subprocess.Popen[bytes]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TORCHELASTIC_"))}
     environment = inherited | {
         "RANK": str(rank),
@@ -69,6 +70,7 @@ def _start(work: Path, rank: int, world: int, port: int) -> subprocess.Popen[byt
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "RESTE_JOIN_S": str(int(timeout_s)),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),

@@ -203,7 +203,7 @@ class Config(Group):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: str = Field("auto", description="auto, never, or a checkpoint folder of the same configuration")
-    engine: Literal["ddp"] = "ddp"
+    engine: Literal["ddp", "deepspeed"] = Field("ddp", description="who averages gradients and updates weights")
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     estimator: EstimatorConfig = EstimatorConfig()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.distributed.environment import Environment
+from trainer.distributed.meeting import meet
 from trainer.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -28,6 +29,9 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
         env: this process's place; MASTER_ADDR and MASTER_PORT are taken from the process environment.
         device: the rank's device.
         timeout_s: seconds after which a collective that a rank does not join becomes an error.
+
+    Raises:
+        ConfigError: ranks are missing, or contradict each other about who they are.
     """
     if env.world_size == 1:
         return
@@ -36,6 +40,7 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
         torch.cuda.set_device(device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=meet(env),
         rank=env.rank,
         world_size=env.world_size,
         timeout=timedelta(seconds=timeout_s),

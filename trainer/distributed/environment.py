@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainer.errors import ConfigError
@@ -28,6 +28,8 @@ class Environment:
         node_rank: 0-based number of this node.
         launcher: who started the processes.
         reason: which variables were believed, for the log.
+        join_s: seconds to wait for the other ranks at the start: RESTE_JOIN_S, or 50; after torchrun, whose agents
+            have met already, 600.
     """
 
     rank: int = 0
@@ -37,6 +39,7 @@ class Environment:
     node_rank: int = 0
     launcher: Launcher = "none"
     reason: str = "no launcher's variables are set: one process"
+    join_s: int = 50
 
 
 def resolve_environment(environ: Mapping[str, str]) -> Environment:
@@ -62,7 +65,7 @@ def resolve_environment(environ: Mapping[str, str]) -> Environment:
     _check_agreement(environ, found, task)
     if found.world_size > 1:
         _check_master(environ, found.world_size)
-    return found
+    return replace(found, join_s=_number(environ, "RESTE_JOIN_S", 600 if found.launcher == "torchrun" else 50))
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -1,0 +1,73 @@
+"""The words of `reste slurm`: one set of options for its two commands; what they mean is in `batch_options.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+slurm_app = typer.Typer(no_args_is_help=True, help="Jobs of SLURM that save in time, are queued again and go on.")
+
+_NO_OPTIONS_OF_THE_JOB = ("config", "overrides", "engine", "site", "out")
+
+
+def job(
+    ctx: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A YAML file, as found from the folder you are in.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.", show_default=False)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines; 1 by default.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="One rank for each; 0 on nodes without GPUs.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(help="Where that is not one for each GPU.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(help="Whole nodes by default.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a node, e.g. 480G.")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit of one start: minutes, H:MM:SS or D-HH:MM:SS.")] = None,
+    signal_before: Annotated[int | None, typer.Option(help="Seconds before the limit to save; 300 by default.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; run.name by default.")] = None,
+    array: Annotated[str | None, typer.Option(help="E.g. 0-4; %a in an override is the task's number.")] = None,
+    requeues: Annotated[int | None, typer.Option(help="Times it is queued again at most; 20 by default.")] = None,
+    failures: Annotated[int | None, typer.Option(help="Starts in a row without a checkpoint; 3 by default.")] = None,
+    setup: Annotated[list[str] | None, typer.Option(help="A shell line before training; may be repeated.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="A further option of sbatch; may be repeated.")] = None,
+    container: Annotated[str | None, typer.Option(help="Image; .sif for Apptainer, else for Enroot by pyxis.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="apptainer or pyxis, if the image's name misleads.")] = None,
+    mount: Annotated[list[str] | None, typer.Option(help="A folder for the container; may be repeated.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
+    site: Annotated[Path | None, typer.Option(help="YAML of your cluster's defaults.")] = None,
+    out: Annotated[Path | None, typer.Option(help="render: file to write instead of printing.")] = None,
+) -> None:
+    """Shared by both commands; their own words are given where they are named, below."""
+    from launch import batch
+    from launch.batch_options import load_options
+
+    given = {key: value for key, value in ctx.params.items() if key not in _NO_OPTIONS_OF_THE_JOB}
+    options = load_options(given, site)
+    values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    if ctx.command.name == "render":
+        batch.write(batch.render(config, values, options), out)
+    else:
+        batch.submit(config, values, options, out)
+
+
+_SITE = """
+
+    What is always the same on your cluster goes to `~/.config/reste/slurm.yaml` (or `--site`, or the variable
+    RESTE_SLURM_SITE), under the options' names with `_` for `-`, e.g. `{gpus_per_node: 8, account: vision,
+    time: "24:00:00", setup: [source .venv/bin/activate]}`; the command line wins.
+    """
+slurm_app.command(
+    "render",
+    help="Print the sbatch script of a training: one torchrun on each node, saved and queued again in time." + _SITE,
+    epilog="Example: `reste slurm render configs/quickstart.yaml --nodes 2 --gpus-per-node 0 --ranks-per-node 1`.",
+)(job)
+slurm_app.command(
+    "submit",
+    help="Submit that script; it is kept with its output in `slurm/` of the run's folder." + _SITE,
+    epilog="Example: `reste slurm submit configs/imagenet/resnet18_reste.yaml data.root=/data/imagenet --nodes 8 "
+    "--gpus-per-node 8 --time 24:00:00`.",
+)(job)
