@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,8 @@ from trainer.data.order import EvalOrder, TrainOrder, part
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import choose_group_size, convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
+from trainer.distributed.deepspeed_settings import SETTINGS, deepspeed_settings
+from trainer.distributed.engine import Engine
 from trainer.distributed.environment import Environment, resolve_environment
 from trainer.errors import ConfigError
 from trainer.feed import Feed
@@ -75,7 +78,8 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
-    engine, pixels = create_engine(config, model, optimizer, order, device)
+    engine, pixels = create_engine(config, model, optimizer, order, environment, device)
+    undo.callback(engine.close)
     directory, found = resume.claim(config, data.digest, undo)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
@@ -197,19 +201,27 @@ def create_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     order: TrainOrder,
+    environment: Environment,
     device: torch.device,
-) -> tuple[DdpEngine, Pixels]:
-    """The engine, settled on this rank's full micro-batch, and the preparation of its images."""
+) -> tuple[Engine, Pixels]:
+    """The engine, settled on this rank's full micro-batch, and the preparation of its images.
+
+    Raises:
+        ConfigError: on every rank, if any rank finds DeepSpeed missing or its settings contradictory.
+    """
     _, micro_batch = part(0, order.batch_size, 0, order.accumulation)
     start, stop = part(0, micro_batch, order.rank, order.world)
-    engine = DdpEngine(
-        model,
-        optimizer,
-        precision=config.train.precision,
-        clip_norm=config.train.clip_norm,
-        compile=config.train.compile,
-        device=device,
-    )
+    common: dict[str, Any] = {
+        "precision": config.train.precision,
+        "clip_norm": config.train.clip_norm,
+        "compile": config.train.compile,
+        "device": device,
+    }
+    engine: Engine
+    if config.engine == "ddp":
+        engine = DdpEngine(model, optimizer, **common)
+    else:
+        engine = _create_deepspeed(config, model, optimizer, environment, common)
     pixels = Pixels(
         device,
         precision=config.train.precision,
@@ -219,6 +231,23 @@ def create_engine(
     )
     engine.settle(pixels.blank(stop - start, config.data.image_size))
     return engine, pixels
+
+
+def _create_deepspeed(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    environment: Environment,
+    common: dict[str, Any],
+) -> Engine:
+    # Its import takes seconds, so that it comes only where it is wanted.
+    from trainer.distributed.deepspeed import DeepSpeedEngine, prepare
+
+    with collectives.agreed_errors():
+        settings = deepspeed_settings(config, environment.world_size)
+        prepare(common["device"], environment.local_rank, settings, optimizer)
+    collectives.check_equal("DeepSpeed settings", json.dumps(settings, sort_keys=True))
+    return DeepSpeedEngine(model, optimizer, settings=settings, **common)
 
 
 def create_recorder(

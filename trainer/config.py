@@ -194,12 +194,19 @@ class TrackingConfig(Group):
     parent: str | None = Field(None, description="id of the MLflow run that this run is part of; a study sets it")
 
 
+class DeepSpeedConfig(Group):
+    """What DeepSpeed does where `engine` is deepspeed; everything else that it is told follows from other groups."""
+
+    zero: Literal[0, 1] = Field(0, description="1: each rank keeps and updates its part of the optimizer's state")
+    config: str | None = Field(None, description="JSON file of further DeepSpeed settings; contradictions are refused")
+
+
 class Config(Group):
     """The resolved configuration of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: str = Field("auto", description="auto, never, or a checkpoint folder of the same configuration")
-    engine: Literal["ddp"] = "ddp"
+    engine: Literal["ddp", "deepspeed"] = Field("ddp", description="who averages gradients and updates weights")
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     estimator: EstimatorConfig = EstimatorConfig()
@@ -208,6 +215,7 @@ class Config(Group):
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     batchnorm: BatchNormConfig = BatchNormConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -247,7 +255,8 @@ class Config(Group):
 
 # Values that do not change what is computed: a run may go on with others.
 MAY_CHANGE = (
-    "resume", "run.", "data.root", "data.loader", "data.workers", "data.prefetch", "data.dont_use_mmap",
+    "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
+    "data.dont_use_mmap",
     "train.max_steps", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 
