@@ -44,7 +44,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/quickstart.yaml.")],
     overrides: Overrides = None,
     nproc: Nproc = None,
-    engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="ddp or deepspeed; short for `engine=...`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
 ) -> None:
     """Train as a configuration says; going on where an earlier start of the same run was interrupted.

@@ -64,8 +64,10 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)
+        settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
         model = create_network(config, data.classes, device)
     collectives.check_equal("data set", data.digest)
+    collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
     group_size = batchnorm_ranks(config, environment)
     with collectives.agreed_errors():
         check_smallest_batch(order, model, group_size)
@@ -78,7 +80,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
-    engine, pixels = create_engine(config, model, optimizer, order, environment, device)
+    engine, pixels = create_engine(config, model, optimizer, order, environment, device, settings)
     undo.callback(engine.close)
     directory, found = resume.claim(config, data.digest, undo)
     meters = Meters(device)
@@ -89,7 +91,7 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
         "classes": data.classes,
         "world_size": environment.world_size,
     }
-    recorder = create_recorder(config, directory, plan, about, found)
+    recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
@@ -203,11 +205,15 @@ def create_engine(
     order: TrainOrder,
     environment: Environment,
     device: torch.device,
+    settings: dict[str, Any] | None,
 ) -> tuple[Engine, Pixels]:
     """The engine, settled on this rank's full micro-batch, and the preparation of its images.
 
+    Args:
+        settings: what DeepSpeed is told; None for the DDP engine.
+
     Raises:
-        ConfigError: on every rank, if any rank finds DeepSpeed missing or its settings contradictory.
+        ConfigError: on every rank, if any rank cannot import DeepSpeed or the optimizer cannot be split.
     """
     _, micro_batch = part(0, order.batch_size, 0, order.accumulation)
     start, stop = part(0, micro_batch, order.rank, order.world)
@@ -218,10 +224,15 @@ def create_engine(
         "device": device,
     }
     engine: Engine
-    if config.engine == "ddp":
+    if settings is None:
         engine = DdpEngine(model, optimizer, **common)
     else:
-        engine = _create_deepspeed(config, model, optimizer, environment, common)
+        # Its import takes seconds, so that it comes only where it is wanted.
+        from trainer.distributed import deepspeed
+
+        with collectives.agreed_errors():
+            deepspeed.prepare(device, environment.local_rank, settings, optimizer)
+        engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels(
         device,
         precision=config.train.precision,
@@ -233,25 +244,13 @@ def create_engine(
     return engine, pixels
 
 
-def _create_deepspeed(
-    config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    environment: Environment,
-    common: dict[str, Any],
-) -> Engine:
-    # Its import takes seconds, so that it comes only where it is wanted.
-    from trainer.distributed.deepspeed import DeepSpeedEngine, prepare
-
-    with collectives.agreed_errors():
-        settings = deepspeed_settings(config, environment.world_size)
-        prepare(common["device"], environment.local_rank, settings, optimizer)
-    collectives.check_equal("DeepSpeed settings", json.dumps(settings, sort_keys=True))
-    return DeepSpeedEngine(model, optimizer, settings=settings, **common)
-
-
 def create_recorder(
-    config: Config, directory: Path, plan: Plan, about: dict[str, Any], found: resume.Found | None
+    config: Config,
+    directory: Path,
+    plan: Plan,
+    about: dict[str, Any],
+    found: resume.Found | None,
+    settings: dict[str, Any] | None,
 ) -> Recorder:
     """The account of the run, begun; silent on all ranks but 0."""
     recorder = Recorder(
@@ -269,6 +268,7 @@ def create_recorder(
         journal_offset=found.progress.journal_offset if found else 0,
         resumed_from=found.path if found else None,
     )
+    recorder.keep(SETTINGS, settings)
     if config.tracking.enabled:
         recorder.track(config.tracking)
     return recorder
@@ -288,6 +288,7 @@ def describe(
     recorder.note(
         f"{config.model.name}  {config.model.weight_bits}W{config.model.activation_bits}A  {config.estimator.name}  "
         f"{ranks} on {device.type} ({environment.reason})  {config.data.loader} loader  {config.train.precision}"
+        + (f"  DeepSpeed ZeRO {config.deepspeed.zero}" if config.engine == "deepspeed" else "")
     )
     for role in roles:
         recorder.note(

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -105,6 +106,8 @@ class DeepSpeedEngine:
             collectives.broadcast_(buffer)
         groups = [list(group["params"]) for group in optimizer.param_groups]
         strides = [[parameter.stride() for parameter in members] for members in groups]
+        # ZeRO 1 lays weights out flat. The order in which a binary weight's scale is summed up follows its layout.
+        laid = [n for n, p in model.named_parameters() if p.ndim == 4 and not p.is_contiguous()]
         self.module = model
         self._optimizer = optimizer
         self._clip_norm = clip_norm
@@ -112,16 +115,20 @@ class DeepSpeedEngine:
         self._fused = bool(optimizer.defaults.get("fused"))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._scaler = ShardedGradScaler(device.type, enabled=precision == "fp16")
-        forward = Forward(model, precision=precision, compile=compile, device=device)
+        forward = Forward(
+            model, precision=precision, compile=compile, device=device, channels_last=laid if is_split(settings) else ()
+        )
         # DeepSpeed sends weights to the other ranks byte by byte, which it can do in one layout alone.
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         self._engine = deepspeed.initialize(model=forward, optimizer=optimizer, config=settings)[0]
-        if not is_split(settings):
-            for members, layout in zip(groups, strides, strict=True):
-                for parameter, stride in zip(members, layout, strict=True):
-                    parameter.data = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=device).copy_(parameter.data)
-        self._partitions = Partitions(self._engine.optimizer, optimizer, groups, strides) if is_split(settings) else None
+        self._partitions: Partitions | None = None
+        if is_split(settings):
+            self._partitions = Partitions(self._engine.optimizer, optimizer, groups, strides)
+        else:
+            for parameter, stride in zip(chain(*groups), chain(*strides), strict=True):
+                again = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=device)
+                parameter.data = again.copy_(parameter.data)
         self._step = _Step(self._engine, optimizer)
 
     def settle(self, images: torch.Tensor) -> None:

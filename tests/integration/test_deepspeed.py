@@ -1,0 +1,125 @@
+"""DeepSpeed computes what DDP computes, bit for bit on two ranks, and their checkpoints are one format."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spawn import _free_port, run_ranks
+from trainings import QUICK, SMALL, losses, metrics
+
+pytestmark = pytest.mark.timeout(600)
+ZERO0 = ("engine=deepspeed", "deepspeed.zero=0")
+ZERO1 = ("engine=deepspeed", "deepspeed.zero=1")
+TWIN = ("model.weight_bits=32", "model.activation_bits=32")
+STEPS = 20
+HALF = 10
+# 103 images: an epoch has two batches of 48 and one of 7, which the ranks share unevenly.
+COMMON = (
+    *SMALL,
+    "data.loader=synthetic",
+    "data.synthetic={samples: 103, classes: 10}",
+    "eval.every=0",
+    "checkpoint.every=0",
+)
+
+
+def train_in_turn(config: str, *runs: tuple[int, list[str]]) -> list[int]:
+    """Train one run after the other, each on a port of its own: DeepSpeed keeps the store of the last one alive."""
+    from trainer.main import run_rank
+
+    codes = []
+    for port, overrides in runs:
+        os.environ["MASTER_PORT"] = str(port)
+        codes.append(run_rank(Path(config), overrides))
+    return codes
+
+
+def train(folder: Path, runs: list[tuple[str, tuple[str, ...]]], world: int = 2, steps: int = STEPS) -> None:
+    """Train (name, overrides) one after the other; a name that comes again goes on."""
+    common = [*COMMON, f"run.dir={folder}", f"train.max_steps={steps}"]
+    commands = [(_free_port(), [*common, *overrides, f"run.name={name}"]) for name, overrides in runs]
+    codes = run_ranks(train_in_turn, world, str(QUICK), *commands, timeout_s=500, join=False)
+    assert codes == [[0] * len(runs)] * world
+
+
+def checkpoint(folder: Path, name: str, stem: str, step: int = STEPS) -> Any:
+    return torch.load(folder / name / f"checkpoints/step_{step:08d}/{stem}.pt", weights_only=True)
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and left.stride() == right.stride() and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return bool(left == right)
+
+
+def assert_same_weights(folder: Path, name: str, other: str) -> None:
+    left, right = checkpoint(folder, name, "model"), checkpoint(folder, other, "model")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert equal(checkpoint(folder, name, "engine"), checkpoint(folder, other, "engine"))
+
+
+def same_indicators(left: Path, right: Path) -> bool:
+    """Whether every metric is there, and is equal but for the order in which a weight is summed up."""
+    here, there = metrics(left), metrics(right)
+    assert [(step, set(values)) for step, values in here] == [(step, set(values)) for step, values in there]
+    assert any(name.startswith("indicator/gradient_instability") for _, values in here for name in values)
+    return all(a == pytest.approx(b, rel=1e-5) for (_, a), (_, b) in zip(here, there, strict=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two ranks that accumulate: DDP, and ZeRO 1 which begins with DDP's first half and is a DDP run again."""
+    folder = tmp_path_factory.mktemp("runs")
+    three = ("train.accumulation=3",)
+    first = ("train.max_steps=10",)
+    train(
+        folder,
+        [
+            ("ddp", three),
+            ("zero0", (*three, *ZERO0)),
+            ("zero1", (*three, *ZERO1)),
+            ("zero1_twice", (*three, *ZERO1, *first)),
+            ("zero1_twice", (*three, *ZERO1)),
+            ("ddp_zero1", (*three, *first)),
+            ("ddp_zero1", (*three, *ZERO1)),
+            ("zero1_ddp", (*three, *ZERO1, *first)),
+            ("zero1_ddp", three),
+        ],
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1"])
+def test_losses_and_weights_are_those_of_ddp_bit_for_bit(runs: Path, name: str) -> None:
+    expected = losses(runs / "ddp" / "journal.jsonl")
+    assert len(expected) == STEPS
+    assert losses(runs / name / "journal.jsonl") == expected
+    assert_same_weights(runs, name, "ddp")
+    assert same_indicators(runs / name / "journal.jsonl", runs / "ddp" / "journal.jsonl")
+
+
+@pytest.mark.parametrize("name", ["zero1_twice", "ddp_zero1", "zero1_ddp"])
+def test_a_run_resumes_in_either_engine_as_if_uninterrupted(runs: Path, name: str) -> None:
+    journal = runs / name / "journal.jsonl"
+    assert [json.loads(line)["event"] for line in journal.read_text().splitlines() if '"resumed"' in line] == ["resumed"]
+    assert losses(journal) == losses(runs / "ddp" / "journal.jsonl")
+    assert_same_weights(runs, name, "ddp")
+
+
+def test_the_run_folder_says_what_deepspeed_was_told(runs: Path) -> None:
+    told = json.loads((runs / "zero1" / "deepspeed.json").read_text())
+    assert told["zero_optimization"]["stage"] == 1
+    assert told["gradient_accumulation_steps"] == 3
+    assert told["train_micro_batch_size_per_gpu"] == 8
+    assert (runs / "ddp_zero1" / "deepspeed.json").is_file()
+    assert not (runs / "zero1_ddp" / "deepspeed.json").exists()
