@@ -47,7 +47,9 @@ def init_alone() -> None:
     """Make a process group of this process alone, unless there is a group, for a library that insists on one."""
     if not _active():
         store = dist.HashStore()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=0, world_size=1)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=0, world_size=1
+        )
 
 
 def shutdown() -> None:

@@ -25,9 +25,7 @@ from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
 
 
-def prepare(
-    device: torch.device, local_rank: int, settings: dict[str, Any], optimizer: torch.optim.Optimizer
-) -> None:
+def prepare(device: torch.device, local_rank: int, settings: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Import DeepSpeed, told what it would otherwise look for and speaking through the program's log.
 
     Args:
@@ -49,7 +47,9 @@ def prepare(
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(f"engine=deepspeed needs the deepspeed package ({error}): install it, or engine=ddp") from None
+        raise ConfigError(
+            f"engine=deepspeed needs the deepspeed package ({error}): install it, or engine=ddp"
+        ) from None
     # Else every rank would wait for a C++ compiler, to build a collective that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
     log = logging.getLogger("DeepSpeed")

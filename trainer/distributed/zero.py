@@ -125,9 +125,7 @@ class Partitions:
                 state[index] = {key: self._part(states, key, members, index) for key in states[0]}
         self._optimizer.load_state_dict({**saved, "state": state, "param_groups": groups})
 
-    def _part(
-        self, states: list[dict[str, Any]], key: str, members: list[torch.nn.Parameter], index: int
-    ) -> Any:
+    def _part(self, states: list[dict[str, Any]], key: str, members: list[torch.nn.Parameter], index: int) -> Any:
         value = states[0][key]
         if not isinstance(value, torch.Tensor) or value.shape != members[0].shape:
             return value
