@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import timm.optim
+import torch
 
 from launch.dry_run import plan_rows
 from trainer.config import Config, config_digest, load_config
+from trainer.distributed.deepspeed import prepare
 from trainer.distributed.deepspeed_settings import deepspeed_settings
 from trainer.errors import ConfigError
 from trainer.resume import differences
@@ -95,3 +99,19 @@ def test_a_resumed_run_may_change_its_engine() -> None:
     ddp, zero = Config(), load_config(None, [*ENGINE, "deepspeed.zero=1"])
     assert differences(ddp, zero) == []
     assert config_digest(ddp) == config_digest(zero)
+
+
+def test_a_missing_package_is_one_line_that_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for name in ("DS_ACCELERATOR", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match="needs the deepspeed package") as refused:
+        prepare(torch.device("cpu"), 0, told(), torch.optim.SGD([weight]))
+    assert "engine=ddp" in str(refused.value)
+
+
+def test_zero_1_refuses_an_optimizer_that_computes_over_whole_tensors() -> None:
+    optimizer = timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(2))], opt="lamb", lr=0.1)
+    with pytest.raises(ConfigError, match="over which Lamb computes"):
+        prepare(torch.device("cpu"), 0, told("deepspeed.zero=1"), optimizer)
