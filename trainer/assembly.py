@@ -74,8 +74,11 @@ def _build(config: Config, environment: Environment, device: torch.device, undo:
     model = convert_batchnorm(model, make_bn_group(group_size))
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        # The loss scaler skips steps; torch's fused SGD leaves its momentum uninitialised if the first one is skipped.
-        optimizer, roles = create_optimizer(model, config.optim, fused=config.train.precision != "fp16")
+        # On a CPU the fused kernels round an element by where it lies in its tensor, so that ZeRO 1's flat parts would
+        # differ from DDP's tensors. The loss scaler skips steps, and the fused SGD leaves its momentum uninitialised if
+        # the first one is skipped.
+        fused = device.type == "cuda" and config.train.precision != "fp16"
+        optimizer, roles = create_optimizer(model, config.optim, fused=fused)
         loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
