@@ -46,7 +46,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/quickstart.yaml.")],
     overrides: Overrides = None,
     nproc: Nproc = None,
-    engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="ddp or deepspeed; short for `engine=...`.")] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="Save and stop after so long; short for `run.time_limit_min=...`.")
     ] = None,

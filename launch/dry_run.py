@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer.assembly import make_plan
 from trainer.config import Config, load_config
 from trainer.data import datasets
 from trainer.data.order import part
+from trainer.distributed.deepspeed_settings import deepspeed_settings
 from trainer.distributed.environment import Environment
 from trainer.errors import DataError
 from trainer.network import instantiate
@@ -56,6 +58,8 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
         rows += [("steps", _steps(plan, config)), *_schedules(config, plan)]
     device = f"{torch.cuda.device_count()} GPUs here" if torch.cuda.is_available() else "CPU (no GPU here)"
     rows.append(("ranks", f"{world} on {device}, engine {config.engine}, {config.train.precision}"))
+    if config.engine == "deepspeed":
+        rows.append(("deepspeed", json.dumps(deepspeed_settings(config, world))))
     rows.append(("evaluation", f"{val or 'unknown number of'} images, every {config.eval.every}"))
     rows.append(("files", _files(config)))
     return rows

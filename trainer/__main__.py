@@ -16,6 +16,9 @@ EXIT_FILE = "RESTE_EXIT_FILE"
 
 def main(arguments: list[str]) -> int:
     """Read the command line and train."""
+    # The deepspeed launcher puts this in front of the program's own arguments; its variables say the same.
+    if arguments and arguments[0].startswith("--local_rank="):
+        arguments = arguments[1:]
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(
             __doc__.strip() + "\n\nExample: torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -19,6 +20,8 @@ from trainer.data.order import EvalOrder, TrainOrder, part
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
+from trainer.distributed.deepspeed_settings import SETTINGS, deepspeed_settings
+from trainer.distributed.engine import Engine
 from trainer.distributed.environment import Environment, resolve_environment
 from trainer.doctor.preflight import preflight
 from trainer.failures import note_end
@@ -81,8 +84,10 @@ def _build(
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)
+        settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
         model = create_network(config, data.classes, device)
     collectives.check_equal("data set", data.digest)
+    collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
     group_size = batchnorm_ranks(config, environment)
     with collectives.agreed_errors():
         check_smallest_batch(order, model, group_size)
@@ -90,8 +95,11 @@ def _build(
     groups = batchnorm_groups(model, environment.world_size, group_size)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        # The loss scaler skips steps; torch's fused SGD leaves its momentum uninitialised if the first one is skipped.
-        optimizer, roles = create_optimizer(model, config.optim, fused=config.train.precision != "fp16")
+        # On a CPU the fused kernels round an element by where it lies in its tensor, so that ZeRO 1's flat parts would
+        # differ from DDP's tensors. The loss scaler skips steps, and the fused SGD leaves its momentum uninitialised if
+        # the first one is skipped.
+        fused = device.type == "cuda" and config.train.precision != "fp16"
+        optimizer, roles = create_optimizer(model, config.optim, fused=fused)
         loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -102,7 +110,8 @@ def _build(
     log_to_file(directory, environment.rank)
     undo.callback(watchdog.close)
     places = watchdog.attach(directory, environment.rank)
-    engine, pixels = create_engine(config, model, optimizer, order, device)
+    engine, pixels = create_engine(config, model, optimizer, order, environment, device, settings)
+    undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = {
@@ -112,7 +121,7 @@ def _build(
         "world_size": environment.world_size,
         "batchnorm_groups": groups,
     }
-    recorder = create_recorder(config, directory, plan, about, found)
+    recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
@@ -203,19 +212,36 @@ def create_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     order: TrainOrder,
+    environment: Environment,
     device: torch.device,
-) -> tuple[DdpEngine, Pixels]:
-    """The engine, settled on this rank's full micro-batch, and the preparation of its images."""
+    settings: dict[str, Any] | None,
+) -> tuple[Engine, Pixels]:
+    """The engine, settled on this rank's full micro-batch, and the preparation of its images.
+
+    Args:
+        settings: what DeepSpeed is told; None for the DDP engine.
+
+    Raises:
+        ConfigError: on every rank, if any rank cannot import DeepSpeed or the optimizer cannot be split.
+    """
     _, micro_batch = part(0, order.batch_size, 0, order.accumulation)
     start, stop = part(0, micro_batch, order.rank, order.world)
-    engine = DdpEngine(
-        model,
-        optimizer,
-        precision=config.train.precision,
-        clip_norm=config.train.clip_norm,
-        compile=config.train.compile,
-        device=device,
-    )
+    common: dict[str, Any] = {
+        "precision": config.train.precision,
+        "clip_norm": config.train.clip_norm,
+        "compile": config.train.compile,
+        "device": device,
+    }
+    engine: Engine
+    if settings is None:
+        engine = DdpEngine(model, optimizer, **common)
+    else:
+        # Its import takes seconds, so that it comes only where it is wanted.
+        from trainer.distributed import deepspeed
+
+        with collectives.agreed_errors():
+            deepspeed.prepare(device, environment.local_rank, settings, optimizer)
+        engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels(
         device,
         precision=config.train.precision,
@@ -228,7 +254,12 @@ def create_engine(
 
 
 def create_recorder(
-    config: Config, directory: Path, plan: Plan, about: dict[str, Any], found: resume.Found | None
+    config: Config,
+    directory: Path,
+    plan: Plan,
+    about: dict[str, Any],
+    found: resume.Found | None,
+    settings: dict[str, Any] | None,
 ) -> Recorder:
     """The account of the run, begun; silent on all ranks but 0."""
     recorder = Recorder(
@@ -246,6 +277,7 @@ def create_recorder(
         journal_offset=found.progress.journal_offset if found else 0,
         resumed_from=found.path if found else None,
     )
+    recorder.keep(SETTINGS, settings)
     if config.tracking.enabled:
         recorder.track(config.tracking)
     return recorder
@@ -265,6 +297,7 @@ def describe(
     recorder.note(
         f"{config.model.name}  {config.model.weight_bits}W{config.model.activation_bits}A  {config.estimator.name}  "
         f"{ranks} on {device.type} ({environment.reason})  {config.data.loader} loader  {config.train.precision}"
+        + (f"  DeepSpeed ZeRO {config.deepspeed.zero}" if config.engine == "deepspeed" else "")
     )
     for role in roles:
         recorder.note(

@@ -198,6 +198,13 @@ class TrackingConfig(Group):
     parent: str | None = Field(None, description="id of the MLflow run that this run is part of; a study sets it")
 
 
+class DeepSpeedConfig(Group):
+    """What DeepSpeed does where `engine` is deepspeed; everything else that it is told follows from other groups."""
+
+    zero: Literal[0, 1] = Field(0, description="1: each rank keeps and updates its part of the optimizer's state")
+    config: str | None = Field(None, description="JSON file of further DeepSpeed settings; contradictions are refused")
+
+
 class Config(Group):
     """The resolved configuration of a run."""
 
@@ -212,6 +219,7 @@ class Config(Group):
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     batchnorm: BatchNormConfig = BatchNormConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -251,7 +259,8 @@ class Config(Group):
 
 # Values that do not change what is computed: a run may go on with others.
 MAY_CHANGE = (
-    "resume", "run.", "data.root", "data.loader", "data.workers", "data.prefetch", "data.dont_use_mmap",
+    "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
+    "data.dont_use_mmap",
     "train.max_steps", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 

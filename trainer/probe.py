@@ -34,6 +34,7 @@ def probe(run: Run, images: torch.Tensor, plan: Plan) -> dict[str, torch.Tensor]
             with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
                 run.model(chosen)
 
+    run.engine.gather_gradients()
     indicators = collect_indicators(run.model, o_end)
     sums = activation_sums(run.model, forward, o_end)
     if sums:

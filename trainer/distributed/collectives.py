@@ -48,6 +48,15 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
     )
 
 
+def init_alone() -> None:
+    """Make a process group of this process alone, unless there is a group, for a library that insists on one."""
+    if not _active():
+        store = dist.HashStore()
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=0, world_size=1
+        )
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if _active():
@@ -85,6 +94,15 @@ def broadcast_(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def gather_parts(part: torch.Tensor) -> torch.Tensor:
+    """The flat parts of all ranks, of one size each, put together in their order; on every rank."""
+    if world_size() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(world_size())]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)
 
 
 def broadcast_object(value: T) -> T:

@@ -12,35 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
-from trainer.pixels import AUTOCAST
+from trainer.distributed.forward import Forward
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 BUCKET_MB = 10
-
-
-class _CompiledWhereWhole(nn.Module):
-    """The compiled model for whole micro-batches, the plain model for an epoch's smaller last one.
-
-    A second shape would mean a second compilation, which costs more than the few steps that it serves. All ranks choose
-    alike: a compiler may reorder collectives, so that a compiled rank and a plain one could wait for each other.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.compiled = torch.compile(model, dynamic=False)
-
-    def forward(self, images: torch.Tensor, whole: bool) -> torch.Tensor:
-        return self.compiled(images) if whole else self.model(images)
-
-
-class _Plain(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor, whole: bool) -> torch.Tensor:
-        return self.model(images)
 
 
 def _no_buffer_broadcast() -> dict[str, bool]:
@@ -75,12 +50,10 @@ class DdpEngine:
         self.module = model
         self._optimizer = optimizer
         self._clip_norm = clip_norm
-        self._device = device
-        self._autocast = AUTOCAST.get(precision)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._fused = bool(optimizer.defaults.get("fused"))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._forward: nn.Module = _CompiledWhereWhole(model) if compile else _Plain(model)
+        self._forward: nn.Module = Forward(model, precision=precision, compile=compile, device=device)
         self._ddp: DistributedDataParallel | None = None
         if collectives.world_size() > 1:
             self._ddp = DistributedDataParallel(
@@ -120,8 +93,7 @@ class DdpEngine:
 
     def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
         """See `Engine.forward`."""
-        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            return self._forward(images, whole)
+        return self._forward(images, whole)
 
     def backward(self, loss: torch.Tensor) -> None:
         """See `Engine.backward`."""
@@ -135,6 +107,9 @@ class DdpEngine:
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
         return norm.nan_to_num(0.0, 0.0, 0.0) if self._scaler.is_enabled() else norm
+
+    def gather_gradients(self) -> None:
+        """See `Engine.gather_gradients`; they are whole on every rank already."""
 
     def step(self, *, lr: float, blocked: torch.Tensor) -> None:
         """See `Engine.step`."""
@@ -160,3 +135,6 @@ class DdpEngine:
         """See `Engine.load_state`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+
+    def close(self) -> None:
+        """See `Engine.close`; there is nothing to give back."""

@@ -1,4 +1,4 @@
-"""What the loop asks of an engine. `ddp.py` is one; the loop never knows which."""
+"""What the loop asks of an engine. `ddp.py` and `deepspeed.py` are two; the loop never knows which."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class Engine(Protocol):
     module: nn.Module
     """The bare model, for evaluation, indicators and checkpoints."""
 
+    def settle(self, images: torch.Tensor) -> None:
+        """Decide what is decided once, such as compilation, on a batch like those to come; leaves no trace."""
+
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward of one micro-batch; gradients are exchanged in the last one."""
 
@@ -30,6 +33,9 @@ class Engine(Protocol):
     def finish_gradients(self) -> torch.Tensor:
         """Unscale and clip; returns the global gradient norm before clipping (0-d). Gradients are final after it."""
 
+    def gather_gradients(self) -> None:
+        """Make every parameter's `grad` its final averaged gradient until the step; a collective."""
+
     def step(self, *, lr: float, blocked: torch.Tensor) -> None:
         """Move the weights unless `blocked` (0-d float, above zero: do not); then clear the gradients."""
 
@@ -38,3 +44,6 @@ class Engine(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
+
+    def close(self) -> None:
+        """Give back what the engine holds beside tensors; called before the ranks part."""

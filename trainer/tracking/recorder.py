@@ -82,6 +82,15 @@ class Recorder:
             self._journal.event("resumed", step=step, fields={"from": self._checkpoint})
         self._write_status("running")
 
+    def keep(self, name: str, value: Any) -> None:
+        """Write a JSON file beside the configuration; None takes away that of an earlier start."""
+        if not self.enabled:
+            return
+        if value is None:
+            (self.directory / name).unlink(missing_ok=True)
+        else:
+            write_json(self.directory / name, value)
+
     def track(self, tracking: TrackingConfig) -> None:
         """Let MLflow follow the journal; returns at once."""
         if not self.enabled:

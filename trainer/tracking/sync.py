@@ -18,7 +18,7 @@ from trainer.tracking.replay import Replay, RunLockedError, Target
 from trainer.tracking.status import read_status
 from trainer.tracking.store import is_lasting, reason
 
-ARTIFACTS = ("config.yaml", "manifest.json", "result.json")
+ARTIFACTS = ("config.yaml", "manifest.json", "result.json", "deepspeed.json")
 """Files of a run folder that MLflow keeps."""
 
 _END = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}

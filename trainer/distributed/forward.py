@@ -1,0 +1,65 @@
+"""What an engine wraps: the model in the run's precision, compiled where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from trainer.pixels import AUTOCAST
+
+
+class Forward(nn.Module):
+    """The model under autocast; the compiled one for whole micro-batches if it is compiled.
+
+    An epoch's smaller last micro-batch goes through the plain model: a second shape would mean a second compilation,
+    which costs more than the few steps that it serves. All ranks choose alike: a compiler may reorder collectives, so
+    that a compiled rank and a plain one could wait for each other.
+
+    Args:
+        model: on its device.
+        precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast.
+        compile: compile the model for whole micro-batches.
+        device: the rank's device.
+        channels_last: names of parameters that are handed to the model in this layout, whatever theirs is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str,
+        compile: bool,
+        device: torch.device,
+        channels_last: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        if channels_last:
+            model = _ChannelsLast(model, channels_last)
+        self.model = model
+        self.compiled = torch.compile(model, dynamic=False) if compile else model
+        self._autocast = AUTOCAST.get(precision)
+        self._device_type = device.type
+
+    def forward(self, images: torch.Tensor, whole: bool) -> torch.Tensor:
+        """(B, C, H, W) to (B, classes); `whole` as in `Engine.forward`."""
+        with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
+            return self.compiled(images) if whole else self.model(images)
+
+
+class _ChannelsLast(nn.Module):
+    """A model on copies of some parameters; kernels for images would make these copies themselves."""
+
+    def __init__(self, model: nn.Module, names: Collection[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._names = frozenset(names)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        copies = {
+            name: parameter.contiguous(memory_format=torch.channels_last)
+            for name, parameter in self.model.named_parameters()
+            if name in self._names
+        }
+        return torch.func.functional_call(self.model, copies, (images,))
