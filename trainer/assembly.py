@@ -88,18 +88,10 @@ def _build(
         model = create_network(config, data.classes, device)
     collectives.check_equal("data set", data.digest)
     collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
-    group_size = batchnorm_ranks(config, environment)
-    with collectives.agreed_errors():
-        check_smallest_batch(order, model, group_size)
-    model = convert_batchnorm(model, make_bn_group(group_size))
-    groups = batchnorm_groups(model, environment.world_size, group_size)
+    model, groups = share_statistics(config, environment, order, model)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        # On a CPU the fused kernels round an element by where it lies in its tensor, so that ZeRO 1's flat parts would
-        # differ from DDP's tensors. The loss scaler skips steps, and the fused SGD leaves its momentum uninitialised if
-        # the first one is skipped.
-        fused = device.type == "cuda" and config.train.precision != "fp16"
-        optimizer, roles = create_optimizer(model, config.optim, fused=fused)
+        optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device))
         loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -114,13 +106,7 @@ def _build(
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
-    about = {
-        "config_digest": config_digest(config),
-        "data_digest": data.digest,
-        "classes": data.classes,
-        "world_size": environment.world_size,
-        "batchnorm_groups": groups,
-    }
+    about = facts(config, data, environment, groups)
     recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
     describe(recorder, config, plan, environment, device, roles, found)
@@ -154,6 +140,41 @@ def _build(
         directory=directory,
         about=about,
     )
+
+
+def share_statistics(
+    config: Config, environment: Environment, order: TrainOrder, model: nn.Module
+) -> tuple[nn.Module, int]:
+    """The model with its batch norms converted, and how many parts of a micro-batch have statistics of their own.
+
+    Raises:
+        ConfigError: on every rank, if an epoch's smallest batch is too small for them.
+    """
+    group_size = batchnorm_ranks(config, environment)
+    with collectives.agreed_errors():
+        check_smallest_batch(order, model, group_size)
+    model = convert_batchnorm(model, make_bn_group(group_size))
+    return model, batchnorm_groups(model, environment.world_size, group_size)
+
+
+def may_fuse(config: Config, device: torch.device) -> bool:
+    """Whether torch's fused optimizers may be used.
+
+    On a CPU they round an element by where it lies in its tensor, so that ZeRO 1's flat parts would differ from DDP's
+    tensors. The loss scaler of fp16 skips steps, and fused SGD leaves its momentum uninitialised if the first is skipped.
+    """
+    return device.type == "cuda" and config.train.precision != "fp16"
+
+
+def facts(config: Config, data: datasets.Datasets, environment: Environment, groups: int) -> dict[str, Any]:
+    """What every checkpoint's manifest says of the run."""
+    return {
+        "config_digest": config_digest(config),
+        "data_digest": data.digest,
+        "classes": data.classes,
+        "world_size": environment.world_size,
+        "batchnorm_groups": groups,
+    }
 
 
 def _note_end(directory: Path, _kind: object, error: BaseException | None, _trace: object) -> None:

@@ -118,7 +118,7 @@ def examine(
         # The board may live in this process: the others read before it goes.
         _collect(board, "left", [rank for rank in range(1, board.world) if rank not in standing.lost], _GRACE_S)
         return report.exit_code
-    code = int(_from_main(board, "exit code", _GRACE_S))
+    code = int(_from_main(board, "exit code", join_s))
     board.post(f"left/{board.rank}", True)
     return code
 
