@@ -161,7 +161,7 @@ def may_fuse(config: Config, device: torch.device) -> bool:
     """Whether torch's fused optimizers may be used.
 
     On a CPU they round an element by where it lies in its tensor, so that ZeRO 1's flat parts would differ from DDP's
-    tensors. The loss scaler of fp16 skips steps, and fused SGD leaves its momentum uninitialised if the first is skipped.
+    tensors. The loss scaler of fp16 skips steps, and fused SGD leaves its momentum uninitialised if it skips the first.
     """
     return device.type == "cuda" and config.train.precision != "fp16"
 
