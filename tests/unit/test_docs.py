@@ -91,7 +91,7 @@ def test_every_named_test_exists(path: Path) -> None:
 def test_every_quoted_command_line_parses(path: Path) -> None:
     for arguments in commands(path, "reste"):
         command = typer.main.get_command(app)
-        words = ["2" if word == "N" else word for word in arguments]
+        words = ["2" if word in ("N", "G") else word for word in arguments]
         while words and hasattr(command, "commands"):
             assert words[0] in command.commands, arguments
             command = command.commands[words.pop(0)]
