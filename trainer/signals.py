@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from trainer.errors import EXIT_STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 SAME_S = 1.0
 """A second Ctrl-C this soon is the same one, passed on by a launcher of the same terminal."""
+
+STARTED_AT = "RESTE_STARTED_AT"
+"""Environment variable: unix time at which a script began to listen for requests on behalf of the ranks."""
 
 
 class StoppedEarly(BaseException):
@@ -60,13 +64,14 @@ class Requests:
 
     Attributes:
         started: when this process began, in seconds of `time.monotonic`.
-        began_at: the same in unix seconds.
+        began_at: unix time since which requests are meant for this start: a script's that listens for its ranks, or
+            when this process began.
         reason: name of the first signal, None before there was one.
     """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.began_at = time.time()
+        self.began_at = float(os.environ.get(STARTED_AT) or time.time())
         self.reason: str | None = None
         self._again = Again()
         self._at_once = False

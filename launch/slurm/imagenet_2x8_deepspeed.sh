@@ -47,6 +47,7 @@ mkdir -p "$RUN/slurm" && touch "$JOB.starts" || exit 1
 ! stuck || finish 1 "$FAILURES starts in a row saved no checkpoint; last: $(newest)"
 newest >> "$JOB.starts"
 rm -f "$JOB.code" "$RUN/STOP"
+export RESTE_STARTED_AT=$(date +%s.%N)  # a STOP file from here on is meant for this start
 listen
 source .venv/bin/activate
 

@@ -39,6 +39,13 @@ def test_a_signal_is_noted_and_the_handlers_before_come_back(number: signal.Sign
     assert {n: signal.getsignal(n) for n in signals.SIGNALS} == before
 
 
+def test_a_script_that_listens_for_its_ranks_says_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    assert now <= Requests().began_at <= time.time()
+    monkeypatch.setenv(signals.STARTED_AT, "1795290713.25")
+    assert Requests().began_at == 1795290713.25
+
+
 def test_the_first_signal_gives_the_reason() -> None:
     requests = Requests()
     with requests.received():
