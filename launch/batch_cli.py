@@ -9,7 +9,7 @@ import typer
 
 slurm_app = typer.Typer(no_args_is_help=True, help="Jobs of SLURM that save in time, are queued again and go on.")
 
-_NO_OPTIONS_OF_THE_JOB = ("config", "overrides", "engine", "site", "out")
+_NO_OPTIONS_OF_THE_JOB = ("config", "overrides", "more", "engine", "site", "out")
 
 
 def job(
@@ -37,6 +37,9 @@ def job(
     container: Annotated[str | None, typer.Option(help="Image; .sif for Apptainer, else for Enroot by pyxis.")] = None,
     runtime: Annotated[str | None, typer.Option(help="apptainer or pyxis, if the image's name misleads.")] = None,
     mount: Annotated[list[str] | None, typer.Option(help="A folder for the container; may be repeated.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An override, as an option; may be repeated.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="Short for `engine=...`.")] = None,
     site: Annotated[Path | None, typer.Option(help="YAML of your cluster's defaults.")] = None,
     out: Annotated[Path | None, typer.Option(help="render: file to write instead of printing.")] = None,
@@ -47,7 +50,7 @@ def job(
 
     given = {key: value for key, value in ctx.params.items() if key not in _NO_OPTIONS_OF_THE_JOB}
     options = load_options(given, site)
-    values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    values = [*(overrides or []), *(more or []), *([f"engine={engine}"] if engine else [])]
     if ctx.command.name == "render":
         batch.write(batch.render(config, values, options), out)
     else:

@@ -52,8 +52,17 @@ def test_a_ready_script_is_valid_and_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 75
 
 
+def test_an_override_may_be_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["slurm", "render", "configs/quickstart.yaml", "--nodes", "2", "--gpus-per-node", "8"]
+    plain = CliRunner().invoke(app, [*words, "optim.lr=0.2", "train.epochs=3"])
+    option = CliRunner().invoke(app, [*words, "--set", "optim.lr=0.2", "--set", "train.epochs=3"])
+    assert plain.exit_code == 0
+    assert option.stdout == plain.stdout
+
+
 def test_options_of_the_command_and_of_the_site_file_are_the_same() -> None:
-    named = set(job.__annotations__) - {"ctx", "config", "overrides", "engine", "site", "out", "return"}
+    named = set(job.__annotations__) - {"ctx", "config", "overrides", "more", "engine", "site", "out", "return"}
     assert named == set(BatchOptions.model_fields)
 
 
