@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.processes import process_state
 from trainer.tracking.files import write_json
 
 ANSWER_S = 10.0
@@ -42,13 +43,13 @@ class Place:
     @classmethod
     def here(cls) -> Place:
         """This process's own."""
-        return cls(socket.gethostname(), os.getpid(), _process_state(os.getpid())[1])
+        return cls(socket.gethostname(), os.getpid(), process_state(os.getpid())[1])
 
     def state(self) -> str | None:
         """The letter of /proc for a process on this machine, Z if it has gone; None on another machine."""
         if self.host != socket.gethostname():
             return None
-        state, born = _process_state(self.pid)
+        state, born = process_state(self.pid)
         return state if born == self.born else "Z"
 
     def send(self, number: int) -> None:
@@ -56,14 +57,6 @@ class Place:
         if self.state() not in {None, "Z"}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-
-
-def _process_state(pid: int) -> tuple[str, str]:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "Z", ""
-    return fields[0], fields[19]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, descendants, environment, last_step, records, reste
 
+from trainer.processes import process_state
+
 pytestmark = pytest.mark.timeout(700)
 TINY = (
     "data.loader=synthetic",
@@ -135,7 +137,7 @@ def test_a_killed_study_takes_its_training_along(tmp_path: Path) -> None:
         assert training
         process.kill()
         deadline = time.monotonic() + 20
-        while any(Path(f"/proc/{pid}").exists() for pid in training):
+        while any(process_state(pid)[0] != "Z" for pid in training):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 

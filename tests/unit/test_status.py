@@ -99,6 +99,18 @@ def test_alive_means_the_process_is_there(tmp_path: Path) -> None:
     assert not replace(mine, pid=child.pid).alive()
 
 
+def test_a_process_that_has_ended_unnoticed_is_not_alive(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=1, total_steps=2, epoch=1)
+    mine = read_status(tmp_path)
+    assert mine is not None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert replace(mine, pid=child.pid).alive()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(child.pid, 0)  # its number is still taken
+        assert not replace(mine, pid=child.pid).alive()
+
+
 def test_on_another_host_a_long_silence_means_dead() -> None:
     there = Status(state="running", step=1, total_steps=2, epoch=1, hostname="elsewhere", time=time.time())
     assert there.alive()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trainer.errors import DataError
+from trainer.processes import process_state
 from trainer.tracking.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Status:
             return False
         except PermissionError:
             return True
-        return True
+        return not Path("/proc").is_dir() or process_state(self.pid)[0] != "Z"
 
 
 def write_status(
