@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from trainer.config import Config, load_config
 from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
-from trainer.failures import note_failure
+from trainer.failures import is_hearsay, note_failure
 from trainer.signals import Requests, StoppedEarly
 from trainer.tracking.status import read_status
 
@@ -124,6 +124,8 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
     """
     if ended.traceback is not None:
         print(f"error: rank {ended.first} failed first:\n{ended.traceback.rstrip()}", file=sys.stderr)
+        if config is not None:
+            note_failure(config.run_dir, EXIT_BUG, ended.traceback.rstrip().splitlines()[-1])
     if ended.at_once:
         print("stopped at once: start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -142,6 +144,6 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
         print(f"error: {killed}; start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_BUG
     status = None if config is None else read_status(config.run_dir)
-    if status is not None and status.time >= started and status.exit_code is not None:
-        return status.exit_code
-    return code
+    if status is None or status.time < started or status.exit_code is None or is_hearsay(status):
+        return code
+    return status.exit_code

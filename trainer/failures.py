@@ -67,7 +67,7 @@ def note_end(directory: Path, error: BaseException) -> None:
 def note_failure(directory: Path, exit_code: int, message: str, *, stopped: bool = False) -> None:
     """Record in status.json how the run ended; the first report stands, unless it only tells of a loss."""
     status = read_status(directory)
-    if status is None or not (status.state == "running" or _is_hearsay(status)):
+    if status is None or not (status.state == "running" or is_hearsay(status)):
         return
     write_status(
         directory,
@@ -82,5 +82,6 @@ def note_failure(directory: Path, exit_code: int, message: str, *, stopped: bool
     )
 
 
-def _is_hearsay(status: Status) -> bool:
+def is_hearsay(status: Status) -> bool:
+    """Whether a rank wrote this that knows no more than that others have gone."""
     return status.state == "failed" and LOST in (status.error or "")

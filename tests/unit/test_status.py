@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import DataError
+from trainer.failures import note_failure
+from trainer.tracking.recorder import Recorder
 from trainer.tracking.status import Status, read_status, write_status
 
 pytestmark = pytest.mark.timeout(30)
@@ -115,3 +117,19 @@ def test_on_another_host_a_long_silence_means_dead() -> None:
     there = Status(state="running", step=1, total_steps=2, epoch=1, hostname="elsewhere", time=time.time())
     assert there.alive()
     assert not replace(there, time=time.time() - 3 * 3600).alive()
+
+
+def test_what_a_failed_rank_has_told_is_not_overwritten_by_rank_0(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, enabled=True, total_steps=4, steps_per_epoch=2, print_s=0.0)
+    about = {"config_digest": "c", "data_digest": "d", "world_size": 2}
+    recorder.begin("{}", about, seed=1, step=0, journal_offset=0, resumed_from=None)
+    recorder.saved(tmp_path / "step_00000001")
+    told = read_status(tmp_path)
+    assert told is not None
+    assert (told.state, told.checkpoint) == ("running", "checkpoints/step_00000001")
+    note_failure(tmp_path, 3, "x.jpg of rank 1 cannot be read")
+    recorder.saved(tmp_path / "step_00000002")
+    recorder.abandon()
+    told = read_status(tmp_path)
+    assert told is not None
+    assert (told.state, told.exit_code, told.error) == ("failed", 3, "x.jpg of rank 1 cannot be read")

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from trainer.config import TrackingConfig
+from trainer.errors import DataError
 from trainer.tracking.files import write_json
 from trainer.tracking.journal import Journal
 from trainer.tracking.manifest import build_manifest, write_manifest
 from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
 from trainer.tracking.progress import Progress
-from trainer.tracking.status import State, write_status
+from trainer.tracking.status import State, read_status, write_status
 from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags, parent_tags
 
 
@@ -143,7 +144,7 @@ class Recorder:
                 f"top-5 {values['val/top5']:.2f} %  loss {values['val/loss']:.4f}"
             )
         if time.monotonic() - self._status_at > self._print_s:
-            self._write_status("running")
+            self._still_running()
 
     def offset(self) -> int:
         """Bytes of the journal so far, on the disk; a checkpoint records them."""
@@ -153,7 +154,7 @@ class Recorder:
     def saved(self, path: Path) -> None:
         """A checkpoint is complete."""
         self._checkpoint = f"checkpoints/{path.name}"
-        self._write_status("running")
+        self._still_running()
 
     def close(self, state: State, *, exit_code: int, reason: str | None = None, result: Any = None) -> None:
         """The run has ended: write its result and status, let MLflow catch up for a bounded time."""
@@ -183,6 +184,17 @@ class Recorder:
 
     def _epoch(self) -> int:
         return min(-(-max(self._step, 1) // self._steps_per_epoch), -(-self._total_steps // self._steps_per_epoch))
+
+    def _still_running(self) -> None:
+        """Bring status.json up to date, unless another rank has told there that it failed."""
+        if not self.enabled:
+            return
+        try:
+            status = read_status(self.directory)
+        except DataError:
+            status = None  # somebody's accident; it is written anew
+        if status is None or status.state == "running":
+            self._write_status("running")
 
     def _write_status(self, state: State, *, exit_code: int | None = None, error: str | None = None) -> None:
         if not self.enabled:
