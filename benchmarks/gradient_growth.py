@@ -56,13 +56,7 @@ def load(folder: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, 
     load_weights(network, {name: w.double() if w.is_floating_point() else w for name, w in weights.items()}, folder)
     order = EvalOrder(data.train, datasets.augment(config), batch_size=len(data.train))
     loader = datasets.create_loader(config, order, Environment(), device)
-    pixels = Pixels(
-        device,
-        precision="fp64",
-        channels_last=config.train.channels_last,
-        mean=config.augment.mean,
-        std=config.augment.std,
-    )
+    pixels = Pixels.of(config, device)
     (images, labels), *_ = (pixels(batch) for batch in loader.load(order.plans()))
     loader.close()
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(batch_size)[:batches]

@@ -107,6 +107,7 @@ def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict
         "lowest_train_loss": spread([min(run) for run in loss]),
         "final_train_loss": spread([run[-1] for run in loss]),
         "signs_flipped_since_best": [flipped(folder / name) for name in names],
+        "top1_by_epoch": [[round(value, 2) for value in run] for run in top1],
         "mean_top1_by_epoch": [round(statistics.fmean(at), 2) for at in zip(*top1, strict=True)],
         "mean_train_loss_by_epoch": [round(statistics.fmean(at), 4) for at in zip(*loss, strict=True)],
         "mean_instability_by_epoch": [float(f"{statistics.fmean(at):.3g}") for at in zip(*instability, strict=True)],

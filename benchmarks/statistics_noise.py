@@ -34,13 +34,7 @@ OTHER_SEED = 1_000_003
 
 def batches(config: Config, order: TrainOrder | EvalOrder, first: int, stop: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Images and labels of batches `first` to `stop - 1` of an order, as the network sees them."""
-    pixels = Pixels(
-        DEVICE,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-        mean=config.augment.mean,
-        std=config.augment.std,
-    )
+    pixels = Pixels.of(config, DEVICE)
     loader = datasets.create_loader(config, order, Environment(), DEVICE)
     plans = order.plans(first, stop) if isinstance(order, TrainOrder) else order.plans()
     try:

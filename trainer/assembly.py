@@ -263,13 +263,7 @@ def create_engine(
         with collectives.agreed_errors():
             deepspeed.prepare(device, environment.local_rank, settings, optimizer)
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
-    pixels = Pixels(
-        device,
-        precision=config.train.precision,
-        channels_last=config.train.channels_last,
-        mean=config.augment.mean,
-        std=config.augment.std,
-    )
+    pixels = Pixels.of(config, device)
     engine.settle(pixels.blank(stop - start, config.data.image_size))
     return engine, pixels
 

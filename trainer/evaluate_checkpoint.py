@@ -117,13 +117,7 @@ def evaluate_request(request: Request) -> Evaluation | None:
             )
             loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
-        pixels = Pixels(
-            device,
-            precision=config.train.precision,
-            channels_last=config.train.channels_last,
-            mean=config.augment.mean,
-            std=config.augment.std,
-        )
+        pixels = Pixels.of(config, device)
         found = evaluate(
             model,
             loader.load(order.plans()),

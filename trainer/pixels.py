@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trainer.config import Config
 from trainer.data.batch import Batch
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32}
@@ -35,6 +36,17 @@ class Pixels:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(mean, dtype=torch.float64).mul(255).to(device, self._dtype).view(shape)
         self._std = torch.tensor(std, dtype=torch.float64).mul(255).to(device, self._dtype).view(shape)
+
+    @classmethod
+    def of(cls, config: Config, device: torch.device) -> Pixels:
+        """As a configuration says."""
+        return cls(
+            device,
+            precision=config.train.precision,
+            channels_last=config.train.channels_last,
+            mean=config.augment.mean,
+            std=config.augment.std,
+        )
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, S, S) and labels (B,) on the device."""

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward
+from trainer.distributed.update import buffers_kept, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 BUCKET_MB = 10
@@ -51,7 +52,6 @@ class DdpEngine:
         self._optimizer = optimizer
         self._clip_norm = clip_norm
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self._fused = bool(optimizer.defaults.get("fused"))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._forward: nn.Module = Forward(model, precision=precision, compile=compile, device=device)
         self._ddp: DistributedDataParallel | None = None
@@ -75,15 +75,11 @@ class DdpEngine:
         Args:
             images: this rank's share of a whole micro-batch, (B, C, H, W), any values.
         """
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         for _ in range(2 if self._ddp else 1):
-            with self.accumulate(last=True):
+            with buffers_kept(self.module), self.accumulate(last=True):
                 # Times zero would not do: a non-finite activation of random weights would leave NaN in fp16's scaler.
                 self.forward(images, whole=True).float().mean().backward()
             self._optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(buffers[name])
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -113,18 +109,7 @@ class DdpEngine:
 
     def step(self, *, lr: float, blocked: torch.Tensor) -> None:
         """See `Engine.step`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        if self._scaler.is_enabled():
-            if not blocked.item():
-                self._scaler.step(self._optimizer)
-                self._scaler.update()
-        elif self._fused:
-            # torch's fused kernels skip the update where this holds 1, so the host need not wait to know.
-            self._optimizer.found_inf = blocked  # type: ignore[attr-defined]
-            self._optimizer.step()
-        elif not blocked.item():
-            self._optimizer.step()
+        update(self._optimizer, self._optimizer, self._scaler, lr=lr, blocked=blocked)
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:

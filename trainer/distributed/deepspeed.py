@@ -21,6 +21,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward
+from trainer.distributed.update import buffers_kept, update
 from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
 
@@ -112,7 +113,6 @@ class DeepSpeedEngine:
         self._optimizer = optimizer
         self._clip_norm = clip_norm
         self._compiled = compile
-        self._fused = bool(optimizer.defaults.get("fused"))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._scaler = ShardedGradScaler(device.type, enabled=precision == "fp16")
         forward = Forward(
@@ -135,13 +135,9 @@ class DeepSpeedEngine:
         """See `Engine.settle`: compile. DeepSpeed itself decides nothing at its first step."""
         if not self._compiled:
             return
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        with self.accumulate(last=True):
+        with buffers_kept(self.module), self.accumulate(last=True):
             self._engine.backward(self.forward(images, whole=True).float().mean(), scale_wrt_gas=False)
         self._discard_gradients()
-        with torch.no_grad():
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(buffers[name])
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -178,18 +174,7 @@ class DeepSpeedEngine:
 
     def step(self, *, lr: float, blocked: torch.Tensor) -> None:
         """See `Engine.step`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        if self._scaler.is_enabled():
-            if not blocked.item():
-                self._scaler.step(self._step)
-                self._scaler.update()
-        elif self._fused:
-            # torch's fused kernels skip the update where this holds 1, so the host need not wait to know.
-            self._optimizer.found_inf = blocked  # type: ignore[attr-defined]
-            self._step.step()
-        elif not blocked.item():
-            self._step.step()
+        update(self._step, self._optimizer, self._scaler, lr=lr, blocked=blocked)
         self._discard_gradients()
 
     def _discard_gradients(self) -> None:

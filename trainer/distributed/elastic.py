@@ -10,7 +10,6 @@ import signal
 import tempfile
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -18,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trainer.distributed.lifeline import LAUNCHER_VARIABLE
+from trainer.processes import children
 from trainer.signals import Again, StoppedEarly, handling
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -112,17 +112,6 @@ class _Forward:
                 os.kill(pid, signal.SIGKILL if self.at_once else number)
         if not started:
             raise StoppedEarly(self.requested)
-
-
-def children(parent: int) -> list[int]:
-    """Process ids of the living children of a process (Linux)."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, owner = stat.read_text().rpartition(")")[2].split()[:2]
-            if int(owner) == parent and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
 
 
 def _first(failures: dict[int, ProcessFailure]) -> int | None:

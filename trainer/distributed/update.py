@@ -1,0 +1,46 @@
+"""What both engines do alike around an optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def update(
+    target: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, lr: float, blocked: torch.Tensor
+) -> None:
+    """Set the learning rate and step, unless `blocked` holds 1.
+
+    Args:
+        target: whose `step()` moves the weights: the optimizer, or what an engine has put around it.
+        optimizer: the basic one, whose kernels compute.
+        scaler: of fp16's loss; disabled for other precisions.
+        lr: learning rate of every group.
+        blocked: 0-d, on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if scaler.is_enabled():
+        if not blocked.item():
+            scaler.step(target)
+            scaler.update()
+    elif optimizer.defaults.get("fused"):
+        # torch's fused kernels skip the update where this holds 1, so the host need not wait to know.
+        optimizer.found_inf = blocked  # type: ignore[attr-defined]
+        target.step()
+    elif not blocked.item():
+        target.step()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every buffer its value back afterwards: forward passes within leave no trace in batch statistics."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
