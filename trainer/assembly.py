@@ -79,6 +79,7 @@ def _build(
     watchdog: Watchdog,
     undo: ExitStack,
 ) -> Run:
+    collectives.check_equal("run folder", str(config.run_dir))
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
         check_ranks(config, environment.world_size)
