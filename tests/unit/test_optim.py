@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import models
-from reste import BinaryLinear
+from reste import BinaryLinear, create_estimator
 from trainer.config import OptimConfig, load_config
 from trainer.distributed.update import update
 from trainer.errors import ConfigError
@@ -93,7 +93,7 @@ def test_binary_weights_learn_faster_on_short_schedules(steps: int, overrides: l
 
 
 def test_only_latent_weights_have_a_rate_of_their_own() -> None:
-    model = nn.Sequential(BinaryLinear(4, 4, bias=False), nn.Linear(4, 2))
+    model = nn.Sequential(BinaryLinear(4, 4, bias=False, weight_estimator=create_estimator("reste")), nn.Linear(4, 2))
     before = {name: value.clone() for name, value in model.named_parameters()}
     config = OptimConfig(momentum=0.0, weight_decay=0.0)
     optimizer, report = create_optimizer(model, config, fused=False, binary_scale=8.0)
