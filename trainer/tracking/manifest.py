@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.tracking.files import redact_argv, write_json
+from trainer.secrets import redact_argv
+from trainer.tracking.files import write_json
 
 _PACKAGES = {
     "torch": ("torch",),

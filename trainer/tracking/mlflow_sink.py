@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.errors import UserError
+from trainer.secrets import redact
 from trainer.tracking.address import mlflow_command, resolve_uri
-from trainer.tracking.files import redact
 from trainer.tracking.replay import Replay, Target
 from trainer.tracking.store import is_lasting, reason
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
+from trainer.secrets import redact, without_credentials
 from trainer.tracking.address import default_uri, resolve_uri
-from trainer.tracking.files import redact, write_json
+from trainer.tracking.files import write_json
 
 FILE_NAME = "tracking.json"
 _DEFAULT = "default"
@@ -46,7 +47,7 @@ class SentFile:
         """Remember the place; `uri` is an address made absolute by `resolve_uri`."""
         self._path = run_dir / FILE_NAME
         # The store beside the run folder keeps its entry when both are moved together.
-        self._entry = _DEFAULT if uri == default_uri(run_dir) else redact(uri)
+        self._entry = _DEFAULT if uri == default_uri(run_dir) else redact(without_credentials(uri))
 
     def load(self) -> Sent:
         """What this store was sent; a new `Sent` if nothing yet."""

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from trainer.secrets import redact
 from trainer.tracking.address import artifact_location, sqlite_path
-from trainer.tracking.files import FileLock, redact
+from trainer.tracking.files import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from trainer.errors import DataError, UserError
+from trainer.secrets import redact
 from trainer.tracking.address import resolve_uri
-from trainer.tracking.files import redact
 from trainer.tracking.replay import Replay, RunLockedError, Target
 from trainer.tracking.status import read_status
 from trainer.tracking.store import is_lasting, reason
