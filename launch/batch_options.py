@@ -37,7 +37,9 @@ class BatchOptions(Group):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(None, description="0 for nodes without GPUs")
     ranks_per_node: Count | None = Field(None, description="null: one for each GPU")
     cpus_per_node: Count | None = Field(None, description="null: whole nodes, with all their CPUs and memory")
-    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(None, description="memory of a node, e.g. 480G")
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(
+        None, description="memory of a node, e.g. 480G"
+    )
     time: Word | None = Field(None, description="limit as SLURM writes it: minutes, H:MM:SS or D-HH:MM:SS")
     signal_before: Annotated[int, Field(ge=10, le=65535)] = Field(300, description="seconds before the limit to save")
     partition: Name | None = None

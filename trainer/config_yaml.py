@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -41,7 +41,7 @@ _FIRST = {"bool": "tf", "int": "-+0123456789", "float": "-+.0123456789", "null":
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: `off` is a word, not False, and `5e-5` is a number, not a word."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
     _depth = 0
 
     def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:

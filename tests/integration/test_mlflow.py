@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow_server import Server, until
 
 from trainer.errors import UserError
 from trainer.tracking.journal import Journal, read_journal
@@ -97,13 +94,6 @@ def in_journal(path: Path) -> Counter[tuple[str, int, float, int]]:
 
 def without_times(rows: Counter[tuple[str, int, float, int]]) -> Counter[tuple[str, int, float]]:
     return Counter(row[:3] for row in rows.elements())
-
-
-def until(condition: Any, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def wait_for_offset(run_dir: Path, offset: int) -> None:
@@ -294,47 +284,6 @@ def test_two_runs_start_at_once_on_a_store_that_does_not_exist_yet(tmp_path: Pat
     assert len({store.get_run(run_id).info.experiment_id for _, run_id in runs}) == 1
     for folder, (uri, run_id) in zip(folders, runs, strict=True):
         assert in_store(uri, run_id) == in_journal(folder / "journal.jsonl")
-
-
-class Server:
-    """`mlflow server` on a loopback port, with all its processes in one group."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "files")]
-        environment = {
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        until(self._answers, 70)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            until(lambda: not self._answers())
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return answer.status == 200
-        except (OSError, urllib.error.URLError):
-            return False
 
 
 @pytest.fixture

@@ -73,6 +73,11 @@ class FileLock:
         self._descriptor = descriptor
         return True
 
+    def touch(self) -> None:
+        """Renew the file's time, while the lock is held."""
+        if self._descriptor is not None:
+            os.utime(self._descriptor)
+
     def release(self) -> None:
         """Give the lock back; harmless if it is not held."""
         if self._descriptor is not None:

@@ -28,7 +28,7 @@ class Sent:
 
     `key` is a tag of the MLflow run, made up before the run, so that a run made just before a crash is found
     again. `pending` is written before a batch is sent and emptied after it, for the same reason; `probe` is
-    one point of that batch, `[metric, step]`.
+    one point of that batch, `[metric, step]`. `ended` is how the MLflow run was ended, None while it says RUNNING.
     """
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -38,6 +38,7 @@ class Sent:
     pending: dict[str, int] = field(default_factory=dict)
     probe: tuple[str, int] | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
+    ended: str | None = None
 
 
 class SentFile:
@@ -54,10 +55,10 @@ class SentFile:
         entry = _read(self._path)["stores"].get(self._entry)
         return Sent() if entry is None else Sent(**entry)
 
-    def save(self, sent: Sent) -> None:
-        """Write it so that a crash leaves the old file or the new one."""
+    def save(self, sent: Sent, *, current: bool = True) -> None:
+        """Write it so that a crash leaves the old file or the new one; `current`: this store is the one in use."""
         content = _read(self._path)
-        content["current"] = self._entry
+        content["current"] = self._entry if current else content["current"]
         content["stores"][self._entry] = asdict(sent)
         write_json(self._path, content)
 

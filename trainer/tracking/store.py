@@ -34,6 +34,7 @@ _MIGRATION_S = 60.0
 _MAX_VALUE = 5000
 _KEY_TAG = "reste.key"
 _LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 _ENVIRONMENT = {
     # Repeating is the sender's work: it knows what was sent, and MLflow's own retries block for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -135,6 +136,10 @@ class MlflowStore:
         if self._experiment_id:
             self._client.delete_experiment(self._experiment_id)
 
+    def is_running(self, run_id: str) -> bool:
+        """Whether the run has not ended."""
+        return str(self._client.get_run(run_id).info.status) == "RUNNING"
+
     def end(self, run_id: str, status: str, *, end_ms: int | None) -> None:
         """End the run as FINISHED, KILLED or FAILED, at unix time `end_ms` (None: now)."""
         self._client.set_terminated(run_id, status, end_time=end_ms)
@@ -163,7 +168,10 @@ def reason(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"{error}; install it: pip install mlflow"
     lines = redact(str(error)).splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    told = (lines[0] if lines else type(error).__name__)[:200]
+    if getattr(error, "error_code", None) in _REFUSED:
+        return f"{told}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return told
 
 
 def clean_name(name: str) -> str:
@@ -199,10 +207,10 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Keep MLflow's import and migrations off the terminal; errors are reported by the sender.
+    """Keep MLflow's import, migrations and errors off the terminal; the sender reports errors, without passwords.
 
     The filters are global, but setting them is safe from a thread, unlike `warnings.catch_warnings`.
     """
     warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)(\.|$)")
     for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
