@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import socket
 import subprocess
@@ -15,98 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from mlflow_server import Server, until
+from tracked_runs import (
+    client,
+    in_journal,
+    in_store,
+    run_folder,
+    sender,
+    train,
+    wait_for_offset,
+    warnings_of,
+    without_times,
+)
 
 from trainer.errors import UserError
 from trainer.tracking.journal import Journal, read_journal
-from trainer.tracking.mlflow_sink import MlflowSender
 from trainer.tracking.replay import Replay, Target
 from trainer.tracking.sent import mlflow_run
 from trainer.tracking.status import write_status
-from trainer.tracking.store import MlflowStore
 from trainer.tracking.sync import sync_run
 
 # MLflow's own warnings are not ours to mend; those of the sender are asserted one by one.
 pytestmark = [pytest.mark.timeout(90), pytest.mark.filterwarnings("default::ResourceWarning")]
 ROOT = Path(__file__).parents[2]
-FAST = {"poll_s": 0.05, "longest_wait_s": 0.5}
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty database: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowStore(f"sqlite:///{path}", "another").open()
-    return path
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path, empty_store: Path) -> Path:
-    """A run folder as training leaves it, beside a store."""
-    folder = tmp_path / "runs" / "digits"
-    folder.mkdir(parents=True)
-    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
-    config = {
-        "run": {"name": "digits"},
-        "optim": {"lr": 0.05},
-        "tracking": {"uri": None, "experiment": "reste"},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "manifest.json").write_text(json.dumps({"world_size": 2, "code": {"commit": "abc", "dirty": False}}))
-    return folder
-
-
-def client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def sender(run_dir: Path, uri: str | None = None, **options: Any) -> MlflowSender:
-    given = {"uri": uri, "experiment": "reste", "run_name": "digits", **FAST, **options}
-    return MlflowSender(run_dir / "journal.jsonl", run_dir=run_dir, **given)
-
-
-def train(journal: Journal, steps: range) -> None:
-    for step in steps:
-        journal.write({"train/loss": 1 / (step + 1), "optim/lr": 0.05}, step=step)
-        if step % 10 == 0:
-            journal.write({"val/top1": float(step)}, step=step)
-
-
-def in_store(uri: str, run_id: str) -> Counter[tuple[str, int, float, int]]:
-    """Every row of the metric table, so that duplicates count."""
-    store, rows = client(uri), Counter()
-    for key in store.get_run(run_id).data.metrics:
-        rows.update((m.key, m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, key))
-    return rows
-
-
-def in_journal(path: Path) -> Counter[tuple[str, int, float, int]]:
-    return Counter(
-        (key, record["step"], value, round(record["time"] * 1000))
-        for _, record in read_journal(path)
-        if record["type"] == "metrics"
-        for key, value in record["metrics"].items()
-    )
-
-
-def without_times(rows: Counter[tuple[str, int, float, int]]) -> Counter[tuple[str, int, float]]:
-    return Counter(row[:3] for row in rows.elements())
-
-
-def wait_for_offset(run_dir: Path, offset: int) -> None:
-    def sent() -> bool:
-        path = run_dir / "tracking.json"
-        content = json.loads(path.read_text()) if path.exists() else {"stores": {}}
-        return any(entry["sent_offset"] >= offset for entry in content["stores"].values())
-
-    until(sent)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    return run_folder(tmp_path, empty_store)
 
 
 def test_a_finished_run_is_all_there_with_the_journals_times(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
