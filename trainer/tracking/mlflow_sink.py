@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,7 @@ class MlflowSender:
         artifacts: Sequence[Path] = (),
         poll_s: float = 2.0,
         longest_wait_s: float = 60.0,
+        down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare; nothing is contacted before `start`.
 
@@ -59,6 +60,7 @@ class MlflowSender:
             artifacts: Files to store, at the start or as soon as they exist at the end.
             poll_s: Seconds between two looks at the journal.
             longest_wait_s: Longest pause between two attempts during an outage.
+            down: Whether every call is to fail now as if MLflow did not answer; asked by the sender's thread.
 
         Raises:
             ConfigError: `uri` is a kind of store that MLflow refuses.
@@ -74,7 +76,8 @@ class MlflowSender:
                 params=dict(params or {}),
                 tags=dict(tags or {}),
                 artifacts=tuple(artifacts),
-            )
+            ),
+            down=down,
         )
         self._poll_s = poll_s
         self._longest_wait_s = longest_wait_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,8 @@ class Recorder:
         else:
             write_json(self.directory / name, value)
 
-    def track(self, tracking: TrackingConfig) -> None:
-        """Let MLflow follow the journal; returns at once."""
+    def track(self, tracking: TrackingConfig, *, down: Callable[[int], bool] = lambda step: False) -> None:
+        """Let MLflow follow the journal; returns at once. It does not answer at the steps for which `down` is true."""
         if not self.enabled:
             return
         config = read_source(self.directory / "config.yaml", []).values
@@ -121,6 +121,7 @@ class Recorder:
             params=flatten(config),
             tags=manifest_tags(manifest) | parent_tags(tracking.parent),
             artifacts=[self.directory / name for name in ARTIFACTS],
+            down=lambda: down(self._step),
         )
         self._sender.start()
 

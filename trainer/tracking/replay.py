@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ class _Batch:
 class Replay:
     """Brings one MLflow run up to date with one journal; every method can be repeated after it raised."""
 
-    def __init__(self, target: Target) -> None:
-        """Remember what to send; nothing is contacted before `open`."""
+    def __init__(self, target: Target, *, down: Callable[[], bool] = lambda: False) -> None:
+        """Remember what to send; nothing is contacted before `open`. Every call fails while `down` says so."""
         self._target = target
-        self._store = MlflowStore(target.uri, target.experiment)
+        self._store = MlflowStore(target.uri, target.experiment, down=down)
         self._lock = FileLock(target.run_dir / LOCK_NAME)
         self._file = SentFile(target.run_dir, target.uri)
         self._ready = False

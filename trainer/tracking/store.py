@@ -11,7 +11,7 @@ import posixpath
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -60,12 +60,19 @@ class StoreBusyError(RuntimeError):
 class MlflowStore:
     """One MLflow store and one experiment in it."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        """Remember where; nothing is contacted before `open`."""
+    def __init__(self, uri: str, experiment: str, *, down: Callable[[], bool] = lambda: False) -> None:
+        """Remember where; nothing is contacted before `open`. Every call fails while `down` says so."""
         self.uri = uri
         self._experiment = experiment
         self._experiment_id = ""
-        self._client: MlflowClient
+        self._down = down
+        self._connected: MlflowClient
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._down():
+            raise ConnectionError("it does not answer, as RESTE_FAULTS wants it")
+        return self._connected
 
     def open(self) -> None:
         """Import MLflow, connect, and find or make the experiment."""
@@ -76,7 +83,7 @@ class MlflowStore:
 
         _silence()
         with _alone(sqlite_path(self.uri)):
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._connected = MlflowClient(tracking_uri=self.uri)
             self._experiment_id = self._find_or_make_experiment()
 
     def find_or_make_run(self, key: str, name: str, *, start_ms: int | None) -> str:
