@@ -24,8 +24,8 @@ LONGEST_INT = 40
 LONGEST_KEY = 100
 """Characters."""
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line ends and halves of characters: no name, folder or address needs them."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""Control characters, line ends, invisible signs and halves of characters: no name, folder or address needs them."""
 
 _TOO_DEEP = f"more than {DEEPEST} groups within each other are refused"
 _TAG = "tag:yaml.org,2002:"
