@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -41,7 +41,6 @@ _FIRST = {"bool": "tf", "int": "-+0123456789", "float": "-+.0123456789", "null":
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: `off` is a word, not False, and `5e-5` is a number, not a word."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
     _depth = 0
 
     def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
@@ -60,6 +59,9 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -104,7 +106,7 @@ def write_yaml(values: Mapping[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
-def _refused(event: yaml.Event, problem: str) -> yaml.MarkedYAMLError:
+def _refused(event: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
@@ -149,7 +151,9 @@ class _Reader:
             raise self._error(node, f"{text[:40]!r} is no {kind}")
         if kind == "int" and len(text) > LONGEST_INT:
             raise self._error(node, f"a number of {len(text)} digits is refused")
-        return {"null": lambda _: None, "bool": lambda t: t == "true", "int": int, "float": float}[kind](text)
+        if kind == "null":
+            return None
+        return text == "true" if kind == "bool" else (int if kind == "int" else float)(text)
 
     def _text(self, node: yaml.ScalarNode) -> str:
         text: str = node.value

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import time
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,15 +16,11 @@ from trainings import QUICK, SMALL
 
 from trainer.tracking.sent import mlflow_run
 
-pytestmark = [pytest.mark.timeout(250), pytest.mark.filterwarnings("default::ResourceWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(250), pytest.mark.filterwarnings("default::ResourceWarning")]
 
 
 def train_with_fault(config: str, overrides: list[str], faults: str) -> tuple[int, str]:
     """Train as this rank under a schedule of faults; exit code and standard error. Top level, for `run_ranks`."""
-    import contextlib
-    import io
-    import os
-
     from trainer.main import run_rank
     from trainer.tracking import mlflow_sink
 
@@ -35,8 +34,6 @@ def train_with_fault(config: str, overrides: list[str], faults: str) -> tuple[in
 def test_a_tracker_that_is_down_for_some_steps_has_the_whole_journal_in_the_end(
     tmp_path: Path, digits: Path, empty_store: Path
 ) -> None:
-    import shutil
-
     runs = tmp_path / "runs"
     runs.mkdir()
     shutil.copy(empty_store, runs / "mlflow.db")
@@ -51,4 +48,3 @@ def test_a_tracker_that_is_down_for_some_steps_has_the_whole_journal_in_the_end(
     journal = in_journal(runs / "x" / "journal.jsonl")
     assert without_times(in_store(uri, run_id)) == without_times(journal)
     assert max(step for _, step, _, _ in journal) == 93
-    assert time.time() > 0

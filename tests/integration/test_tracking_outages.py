@@ -137,6 +137,20 @@ def test_a_slow_server_that_was_not_waited_for_is_made_up_for_by_sync(run_dir: P
     assert len(client(proxy.uri).search_runs([experiment], f"tags.`reste.key` = '{key}'")) == 1, "one run, not two"
 
 
+def test_calls_fail_for_as_long_as_a_schedule_of_faults_says(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    away = [True]
+    journal = Journal(run_dir / "journal.jsonl")
+    mine = sender(run_dir, down=lambda: away[0])
+    mine.start()
+    train(journal, range(20))
+    until(lambda: warnings_of(caplog))
+    assert mine.run_id is None
+    assert "RESTE_FAULTS" in warnings_of(caplog)[0]
+    away[0] = False
+    assert mine.close("FINISHED")
+    assert in_store(mine.uri, str(mine.run_id)) == in_journal(run_dir / "journal.jsonl")
+
+
 def test_wrong_credentials_are_one_warning_that_names_the_variables(
     run_dir: Path, locked: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
