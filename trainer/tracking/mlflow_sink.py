@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,9 @@ EndStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
 _LAST_TRIES_EVERY_S = 0.5
 _LOCKED_TRIES = 4
+_SWITCH_S = 0.005
+"""The thread that trains gives Python's lock away at every system call and launched kernel, and would wait the usual
+5 ms to have it back whenever this one computes, as in importing MLflow."""
 
 
 class MlflowSender:
@@ -102,6 +106,7 @@ class MlflowSender:
 
     def start(self) -> None:
         """Begin to send; returns at once."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         self._thread.start()
 
     def close(self, status: EndStatus = "FINISHED", *, timeout_s: float = 30.0) -> bool:
