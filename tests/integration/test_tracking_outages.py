@@ -175,7 +175,7 @@ def test_wrong_credentials_are_one_warning_that_names_the_variables(
 
 @pytest.mark.slow
 def test_the_right_credentials_open_the_door_from_the_address_or_the_environment(
-    run_dir: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     proxy.login = "ann:hunter2"
     journal = Journal(run_dir / "journal.jsonl")
@@ -183,6 +183,7 @@ def test_the_right_credentials_open_the_door_from_the_address_or_the_environment
     first = sender(run_dir, proxy.uri.replace("://", "://ann:hunter2@"))
     first.start()
     assert first.close("KILLED")
+    assert capfd.readouterr() == ("", ""), "MLflow would show the address, password and all"
     train(journal, range(20, 30))
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")

@@ -22,7 +22,7 @@ EndStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
 _LAST_TRIES_EVERY_S = 0.5
 _LOCKED_TRIES = 4
-_SWITCH_S = 0.005
+_SWITCH_S = 0.0005
 """The thread that trains gives Python's lock away at every system call and launched kernel, and would wait the usual
 5 ms to have it back whenever this one computes, as in importing MLflow."""
 

@@ -78,6 +78,7 @@ class MlflowStore:
         """Import MLflow, connect, and find or make the experiment."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the whole address, password and all
         _silence()
         from mlflow import MlflowClient
 
