@@ -18,6 +18,7 @@ from trainer.tracking.manifest import build_manifest, write_manifest
 from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
 from trainer.tracking.progress import Progress
 from trainer.tracking.status import State, read_status, write_status
+from trainer.tracking.store import preload
 from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags, parent_tags
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Recorder:
             write_json(self.directory / name, value)
 
     def track(self, tracking: TrackingConfig, *, down: Callable[[int], bool] = lambda step: False) -> None:
-        """Let MLflow follow the journal; returns at once. It does not answer at the steps for which `down` is true."""
+        """Let MLflow follow the journal, without waiting for it. It does not answer at the steps for which `down` is true."""
         if not self.enabled:
             return
         config = read_source(self.directory / "config.yaml", []).values
@@ -123,6 +124,7 @@ class Recorder:
             artifacts=[self.directory / name for name in ARTIFACTS],
             down=lambda: down(self._step),
         )
+        preload(self._sender.uri)
         self._sender.start()
 
     @property

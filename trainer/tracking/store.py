@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -76,9 +76,7 @@ class MlflowStore:
 
     def open(self) -> None:
         """Import MLflow, connect, and find or make the experiment."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the whole address, password and all
+        _set_environment()
         _silence()
         from mlflow import MlflowClient
 
@@ -166,6 +164,17 @@ class MlflowStore:
         return str(found.experiment_id)
 
 
+def preload(uri: str) -> None:
+    """Import what a store needs, now: in a thread that would hold Python's lock for seconds while another trains."""
+    _set_environment()
+    with suppress(ImportError):  # `open` reports it
+        import mlflow
+
+        if sqlite_path(uri) is not None:
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    _silence()
+
+
 def is_lasting(error: Exception) -> bool:
     """Whether asking again is useless: no MLflow here, the run was deleted, or the store refuses the data."""
     return isinstance(error, ImportError) or getattr(error, "error_code", None) in _LASTING
@@ -190,6 +199,12 @@ def clean_name(name: str) -> str:
 
 def _parts(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
+def _set_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the whole address, password and all
 
 
 @contextmanager
