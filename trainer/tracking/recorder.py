@@ -108,7 +108,7 @@ class Recorder:
             write_json(self.directory / name, value)
 
     def track(self, tracking: TrackingConfig, *, down: Callable[[int], bool] = lambda step: False) -> None:
-        """Let MLflow follow the journal without waiting for it; at steps for which `down` is true it does not answer."""
+        """Let MLflow follow the journal without waiting for it; at steps for which `down` is true it is away."""
         if not self.enabled:
             return
         config = read_source(self.directory / "config.yaml", []).values
