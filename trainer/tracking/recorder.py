@@ -124,7 +124,7 @@ class Recorder:
             artifacts=[self.directory / name for name in ARTIFACTS],
             down=lambda: down(self._step),
         )
-        preload(self._sender.uri)
+        preload(self._sender.uri, tracking.experiment)
         self._sender.start()
 
     @property

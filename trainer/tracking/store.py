@@ -164,14 +164,20 @@ class MlflowStore:
         return str(found.experiment_id)
 
 
-def preload(uri: str) -> None:
-    """Import what a store needs, now: in a thread that would hold Python's lock for seconds while another trains."""
+def preload(uri: str, experiment: str) -> None:
+    """Import what a store needs, and make an SQLite file that is not there yet, before training begins.
+
+    Done in a thread beside training, either would hold Python's lock for seconds.
+    """
     _set_environment()
-    with suppress(ImportError):  # `open` reports it
+    path = sqlite_path(uri)
+    with suppress(Exception):  # the sender meets it again, says it and goes on
         import mlflow
 
-        if sqlite_path(uri) is not None:
+        if path is not None:
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        if path is not None and not path.exists():
+            MlflowStore(uri, experiment).open()
     _silence()
 
 
