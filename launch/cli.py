@@ -10,6 +10,7 @@ import typer
 
 from launch.batch_cli import slurm_app
 from trainer.errors import ConfigError, UserError
+from trainer.secrets import redact
 
 app = typer.Typer(
     name="reste",
@@ -284,7 +285,7 @@ def main() -> Any:
     try:
         return app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return sys.exit(error.exit_code)
 
 

@@ -14,6 +14,7 @@ from trainer.config import Config, load_config
 from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
 from trainer.failures import is_hearsay, note_failure
+from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
 from trainer.tracking.status import read_status
 
@@ -123,7 +124,7 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
         started: when they did, in unix seconds; an older status.json is another start's.
     """
     if ended.traceback is not None:
-        print(f"error: rank {ended.first} failed first:\n{ended.traceback.rstrip()}", file=sys.stderr)
+        print(f"error: rank {ended.first} failed first:\n{redact(ended.traceback.rstrip())}", file=sys.stderr)
         if config is not None:
             note_failure(config.run_dir, EXIT_BUG, ended.traceback.rstrip().splitlines()[-1])
     if ended.at_once:

@@ -118,7 +118,7 @@ def _build(
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = facts(config, data, environment, groups)
-    recorder = create_recorder(config, directory, plan, about, found, settings)
+    recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
@@ -294,6 +294,7 @@ def create_recorder(
     about: dict[str, Any],
     found: resume.Found | None,
     settings: dict[str, Any] | None,
+    faults: Faults,
 ) -> Recorder:
     """The account of the run, begun; silent on all ranks but 0."""
     recorder = Recorder(
@@ -313,7 +314,7 @@ def create_recorder(
     )
     recorder.keep(SETTINGS, settings)
     if config.tracking.enabled:
-        recorder.track(config.tracking)
+        recorder.track(config.tracking, down=faults.tracker_is_down)
     return recorder
 
 
