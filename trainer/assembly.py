@@ -33,6 +33,7 @@ from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
+from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
 from trainer.signals import Requests
@@ -109,6 +110,7 @@ def _build(
     about = facts(config, data, environment, groups)
     recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
+    quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
         config=config,
@@ -136,6 +138,7 @@ def _build(
         ),
         pulse=watchdog.pulse,
         stragglers=Stragglers([place.host for place in places]),
+        quarantine=quarantine,
         recorder=recorder,
         directory=directory,
         about=about,

@@ -57,7 +57,7 @@ def log_training(run: Run) -> None:
         "estimator/power": run.power(step - 1),
     }
     pace = run.feed.read()
-    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace))
+    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step))
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
@@ -97,6 +97,7 @@ def evaluate_and_log(run: Run) -> bool:
 def save(run: Run, *, best: bool) -> None:
     """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
     run.guard.raise_if_blocked()
+    run.quarantine.share(run.state.step)
     run.pulse.beat("saving")
     with run.feed.paused():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]

@@ -23,7 +23,7 @@ import torch
 from trainer.data.background import Background
 from trainer.data.batch import Batch, empty_batch, make_batch
 from trainer.data.dali_inputs import Source, create_feed
-from trainer.data.faults import file_fault, one_line
+from trainer.data.faults import UnreadableError, file_fault, one_line
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
@@ -158,7 +158,7 @@ class DaliLoader:
                 if isinstance(alone.error, DataError):
                     return alone.error
                 return self._fault(sample, self._reason(sample, cause))
-        return DataError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
+        return UnreadableError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
 
     def _reason(self, sample: int, cause: Exception) -> str:
         try:
@@ -236,16 +236,28 @@ class _Recipe:
     def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
         dali = _import_dali()
         number = dali.types.INT32 if first is np.int32 else dali.types.FLOAT
-        given, *where = dali.fn.external_source(
+        given, size, *where = dali.fn.external_source(
             source=source,
-            num_outputs=3,
-            dtype=[dali.types.UINT8, number, dali.types.INT32],
-            ndim=[1, 1, 1],
+            num_outputs=4,
+            dtype=[dali.types.UINT8, dali.types.INT64, number, dali.types.INT32],
+            ndim=[1, 1, 1, 1],
             no_copy=not source.gives_names,
         )
         if source.gives_names:
             given = dali.fn.io.file.read(given, dont_use_mmap=self.dont_use_mmap)
-        return dali.fn, dali.types, given, *where
+        return dali.fn, dali.types, self._of_size(given, size), *where
+
+    def _of_size(self, encoded: Any, size: Any) -> Any:
+        """The file, or nothing of it, so that it is refused, if its header tells of another size than the index.
+
+        A decoder takes memory for the size in the header, of which a file can claim any.
+        """
+        dali = _import_dali()
+        fn, types = dali.fn, dali.types
+        told = fn.peek_image_shape(encoded)
+        is_right = (told[0] == size[0]) & (told[1] == size[1])
+        length = fn.cast(encoded.shape()[0], dtype=types.INT32) * fn.cast(is_right, dtype=types.INT32)
+        return fn.slice(encoded, start=np.zeros(1, np.int32), shape=length, axes=[0])
 
     def to_torch(self, output: Any) -> torch.Tensor:
         """The batch as a tensor; on the CPU it is DALI's own memory, which lives as long as the tensor."""

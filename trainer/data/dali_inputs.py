@@ -1,4 +1,4 @@
-"""What DALI is told about each batch: file names or contents as bytes, and where to cut, as arrays."""
+"""What DALI is told about each batch: file names or contents as bytes, image sizes and where to cut, as arrays."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Contents:
 
 
 class Source:
-    """What DALI calls for the next batch: bytes and two arrays; keeps the plans that are under way.
+    """What DALI calls for the next batch: bytes and three arrays; keeps the plans that are under way.
 
     With contents DALI reads the very memory that is given here, so that a batch's arrays are held until its
     output has been taken, and those of an abandoned stream until the next one has begun.
@@ -164,15 +164,16 @@ class Source:
 
     def _each_alone(self, plans: Iterable[Plan]) -> Iterator[tuple[Any, ...]]:
         for plan, given in self._feed.each(plans):
-            first, second = self._where(plan)
+            around = self._where(plan)
             for position in range(len(given)):
                 here = slice(position, position + 1)
-                arrays = (given[here], first[here], second[here])
+                arrays = (given[here], *(array[here] for array in around))
                 self._pending.append((plan, arrays))
                 yield arrays
 
-    def _where(self, plan: Plan) -> tuple[Any, Any]:
+    def _where(self, plan: Plan) -> tuple[Any, Any, Any]:
         geometry = plan.geometry
+        sizes = np.stack([plan.heights, plan.widths], axis=1)
         if self._kind == "window":
-            return np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
-        return geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)
+            return sizes, np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
+        return sizes, geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)
