@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Progress:
         journal_offset: bytes of the journal that belong to these steps.
         meters: the open window of training sums.
         evaluation_due: whether the evaluation that belongs to this step was cut short by a stop.
+        skipped: steps left out because they were not finite.
+        returned: how often the run has gone back to the checkpoint of a step.
     """
 
     step: int
@@ -53,6 +56,8 @@ class Progress:
     journal_offset: int
     meters: list[float]
     evaluation_due: bool = False
+    skipped: int = 0
+    returned: dict[str, int] = field(default_factory=dict)
 
 
 def save(
@@ -62,6 +67,7 @@ def save(
     progress: Progress,
     config_yaml: str,
     about: dict[str, Any],
+    writing: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint that is either complete or not there.
 
@@ -71,6 +77,7 @@ def save(
         progress: goes into the manifest and names the folder.
         config_yaml: the resolved configuration.
         about: further facts for the manifest (digests, model, world size).
+        writing: called when the checkpoint is half written.
 
     Returns:
         The checkpoint's folder.
@@ -84,7 +91,7 @@ def save(
         return target
     temporary = folder / f".{target.name}.tmp"
     try:
-        _write(temporary, payloads, progress, config_yaml, about)
+        _write(temporary, payloads, progress, config_yaml, about, writing)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         sync_folder(folder)
@@ -96,12 +103,18 @@ def save(
 
 
 def _write(
-    temporary: Path, payloads: dict[str, Any], progress: Progress, config_yaml: str, about: dict[str, Any]
+    temporary: Path,
+    payloads: dict[str, Any],
+    progress: Progress,
+    config_yaml: str,
+    about: dict[str, Any],
+    writing: Callable[[], None],
 ) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for stem, payload in payloads.items():
         torch.save(payload, temporary / f"{stem}.pt")
+    writing()
     (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
     files = {}
     for path in sorted(temporary.iterdir()):
@@ -192,7 +205,12 @@ def steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if _STEP.fullmatch(p.name) and (p / MANIFEST).is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(path.name.removeprefix("step_"))
 
 
 def newest_valid(folder: Path) -> Path | None:
@@ -228,7 +246,7 @@ def prune(folder: Path, keep: int) -> None:
 def set_aside(folder: Path, progress: Progress) -> None:
     """Go back to an earlier state: later checkpoints move to `set_aside/`, `best` is what it was then."""
     for path in steps(folder):
-        if int(path.name.removeprefix("step_")) > progress.step:
+        if step_of(path) > progress.step:
             aside = folder / "set_aside"
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / path.name, ignore_errors=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, nonfinite
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
@@ -95,14 +95,19 @@ def evaluate_and_log(run: Run) -> bool:
 
 
 def save(run: Run, *, best: bool) -> None:
-    """Save a checkpoint from rank 0; a failed save is a warning, training goes on with the previous one."""
-    run.guard.raise_if_blocked()
+    """Save a checkpoint from rank 0, unless it is not finite; a failed save is a warning, training goes on.
+
+    Raises:
+        NonFiniteError: a bad step that the host has not yet heard of.
+    """
+    nonfinite.answer(run, done=run.state.step)
     run.quarantine.share(run.state.step)
     run.pulse.beat("saving")
     with run.feed.paused():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]
         for model in models:
             average_statistics(model)
+        nonfinite.refuse_bad_state(run)
         engine_state = run.engine.state()
         if collectives.is_main():
             try:
@@ -117,12 +122,18 @@ def _save(run: Run, engine_state: dict[str, object], *, best: bool) -> None:
         payloads["ema"] = run.ema.module.state_dict()
     progress = checkpoint.Progress(**asdict(run.state), journal_offset=run.recorder.offset(), meters=run.meters.state())
     path = checkpoint.save(
-        run.checkpoints, payloads, progress=progress, config_yaml=run.config.to_yaml(), about=run.about
+        run.checkpoints,
+        payloads,
+        progress=progress,
+        config_yaml=run.config.to_yaml(),
+        about=run.about,
+        writing=run.faults.writing,
     )
     if best:
         checkpoint.mark_best(run.checkpoints, path)
     checkpoint.prune(run.checkpoints, run.config.checkpoint.keep)
     run.recorder.saved(path)
+    run.faults.written(path, run.state.step)
 
 
 def result(run: Run, exit_code: int) -> Result:

@@ -98,7 +98,7 @@ class SharedQuarantine:
 
     def _tell(self, finding: Finding, step: int) -> None:
         fields = asdict(finding)
-        self._recorder.event("quarantined", {**fields, "since": fields.pop("step")}, step=step)
+        self._recorder.event("quarantined", step, since=fields.pop("step"), **fields)
         log.warning(
             "%s (sample %d, rank %d) is left out from step %d on, others stand in for it: %s",
             *(finding.path, finding.sample, finding.rank, finding.step + 1, finding.reason),

@@ -146,10 +146,9 @@ class Recorder:
         if time.monotonic() - self._status_at > self._print_s:
             self._still_running()
 
-    def event(self, name: str, fields: Mapping[str, Any], *, step: int) -> None:
-        """Journal something that happened, with JSON fields of its own."""
-        if self.enabled:
-            self._journal.event(name, step=step, fields=fields)
+    def event(self, name: str, step: int, **fields: Any) -> None:
+        """Something happened that belongs in the journal."""
+        self._journal.event(name, step=step, fields=fields)
 
     def offset(self) -> int:
         """Bytes of the journal so far, on the disk; a checkpoint records them."""
