@@ -17,6 +17,7 @@ from trainer.cadence import duration_steps
 from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
+from trainer.data.spoiled import Spoiled
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
@@ -96,7 +97,7 @@ def _build(
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
         optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device))
-        loader = datasets.create_loader(config, order, environment, device)
+        loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
@@ -171,6 +172,12 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
+    """Training samples that the schedule of faults damages, if it does."""
+    samples = frozenset(faults.spoiled_samples())
+    return Spoiled(samples, faults.spoiled, directory / "faults") if samples else None
 
 
 def may_fuse(config: Config, device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from trainer.data.prepare.imagenet import open_imagenet
 from trainer.data.prepare.store import Options, store
 from trainer.data.quarantine import Finding
 from trainer.data.replacing import Replacing
+from trainer.data.spoiled import Spoiled
 from trainer.data.storage import Files, shard_path
 from trainer.data.torchvision import TorchvisionLoader
 from trainer.errors import DataError
@@ -155,3 +156,23 @@ def test_a_data_folder_that_is_gone_is_no_bad_image(kind: type, roots: dict[str,
         list(loader.load(order.plans(0, STEPS)))
     loader.close()
     assert order.quarantine.before(STEPS) == []
+
+
+@every_form
+@both
+def test_a_spoiled_sample_is_damaged_for_the_loader_alone(
+    kind: type, form: str, roots: dict[str, Path], tmp_path: Path
+) -> None:
+    root, noted = roots[form], []
+    index = load_index(root, "train")
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    order = TrainOrder(index, Augment(32, crop="none"), seed=4, batch_size=5)
+    storage = Spoiled(frozenset([9]), noted.append, tmp_path / "run" / "faults").open(index, root)
+    loader = kind(index, root, image_size=32, kind="window", max_batch=5, storage=storage)
+    with pytest.raises(UnreadableError, match="its content changed since it was indexed") as caught:
+        list(loader.load(order.plans(0, STEPS)))
+    loader.close()
+    assert caught.value.sample == 9
+    assert str(root) in str(caught.value)
+    assert set(noted) == {9}
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before

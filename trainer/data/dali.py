@@ -28,7 +28,7 @@ from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
 from trainer.data.pillow import open_rgb
-from trainer.data.storage import open_storage
+from trainer.data.storage import Files, Shards, open_storage
 from trainer.errors import ConfigError, DataError
 
 
@@ -46,6 +46,7 @@ class DaliLoader:
         workers: DALI's threads.
         prefetch: finished batches kept ready, beside those in the pipeline.
         rank: named in errors.
+        storage: reads the samples; by default what the index tells of.
         device_id: GPU that decodes and resizes; None for the CPU.
         dont_use_mmap: read files instead of mapping them, for network file systems.
         antialias: off only to show what that does.
@@ -65,6 +66,7 @@ class DaliLoader:
         workers: int = 2,
         prefetch: int = 2,
         rank: int = 0,
+        storage: Files | Shards | None = None,
         device_id: int | None = None,
         dont_use_mmap: bool = False,
         antialias: bool = True,
@@ -72,7 +74,7 @@ class DaliLoader:
         _import_dali()
         self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, antialias)
         self._index = index
-        self._storage = open_storage(index, root)
+        self._storage = storage or open_storage(index, root)
         self._max_batch = max(max_batch, 1)
         self._prefetch = prefetch
         self._rank = rank

@@ -8,16 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data.background import ordered_map
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
-from trainer.data.storage import Files, Shards
+from trainer.data.storage import Bytes, Files, Shards
 from trainer.errors import DataError
 
-Bytes = npt.NDArray[np.uint8]
 Fault = Callable[[int, str], DataError]
 
 _READERS = 8
@@ -44,7 +42,7 @@ class Feed(Protocol):
 
 def create_feed(index: Index, storage: Files | Shards, *, fault: Fault) -> Feed:
     """Names of files, which DALI reads itself; contents where samples lie in tar files."""
-    return Names(index, storage) if isinstance(storage, Files) else Contents(index, storage, fault)
+    return Names(storage) if isinstance(storage, Files) else Contents(index, storage, fault)
 
 
 class Names:
@@ -52,21 +50,13 @@ class Names:
 
     gives_names = True
 
-    def __init__(self, index: Index, files: Files) -> None:
-        self._paths = index.paths
-        self._prefix = files.prefix
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def each(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes]]]:
         """Every plan with the names of its files."""
         for plan in plans:
-            yield plan, self._names(plan.ids)
-
-    def _names(self, ids: npt.NDArray[np.int64]) -> list[Bytes]:
-        prefix, blob = self._prefix, self._paths.blob
-        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
-        return [
-            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
-        ]
+            yield plan, self._files.names(plan.ids)
 
     def close(self) -> None:
         """No threads."""

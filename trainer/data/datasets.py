@@ -14,6 +14,7 @@ from trainer.data.batch import Loader
 from trainer.data.index import Index, load_index, load_summary
 from trainer.data.order import Augment, EvalOrder, TrainOrder, train_kind
 from trainer.data.replacing import Replacing
+from trainer.data.spoiled import Spoiled
 from trainer.data.synthetic import SyntheticLoader, synthetic_index
 from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError, DataError
@@ -122,9 +123,19 @@ def check_batch(config: Config, samples: int) -> None:
 
 
 def create_loader(
-    config: Config, order: TrainOrder | EvalOrder, environment: Environment, device: torch.device
+    config: Config,
+    order: TrainOrder | EvalOrder,
+    environment: Environment,
+    device: torch.device,
+    spoiled: Spoiled | None = None,
 ) -> Loader:
     """The configured loader for one order; for training one that replaces what it cannot read, if that is wanted.
+
+    Args:
+        config: chooses the loader.
+        order: what it will load.
+        environment, device: of this rank.
+        spoiled: samples that are to be found damaged, if any.
 
     Raises:
         ConfigError: the loader's library is not installed.
@@ -132,17 +143,22 @@ def create_loader(
     data = config.data
     if data.loader == "synthetic":
         return SyntheticLoader(data.image_size)
-    loader = _create_loader(config, order, environment, device)
+    loader = _create_loader(config, order, environment, device, spoiled)
     if data.on_error == "stop" or isinstance(order, EvalOrder):  # without one image an accuracy is another number
         return loader
     return Replacing(loader, order, Path(data.root), limit=data.max_quarantined, rank=environment.rank)
 
 
 def _create_loader(
-    config: Config, order: TrainOrder | EvalOrder, environment: Environment, device: torch.device
+    config: Config,
+    order: TrainOrder | EvalOrder,
+    environment: Environment,
+    device: torch.device,
+    spoiled: Spoiled | None,
 ) -> Loader:
     data = config.data
     root = Path(data.root)
+    storage = spoiled.open(order.index, root) if spoiled else None
     kind = train_kind(order.augment) if isinstance(order, TrainOrder) else "resize"
     # The largest slice of a rank: batches are cut as evenly as can be.
     max_batch = -(-order.batch_size // order.world)
@@ -158,6 +174,7 @@ def _create_loader(
             workers=data.workers,
             prefetch=data.prefetch,
             rank=environment.rank,
+            storage=storage,
         )
     from trainer.data.dali import DaliLoader
 
@@ -170,6 +187,7 @@ def _create_loader(
         workers=data.workers,
         prefetch=data.prefetch,
         rank=environment.rank,
+        storage=storage,
         device_id=device.index if device.type == "cuda" else None,
         dont_use_mmap=data.dont_use_mmap,
     )

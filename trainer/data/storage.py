@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trainer.data.index import Index
 
 _KEPT_OPEN = 512
+Bytes = npt.NDArray[np.uint8]
 
 
 class Storage(Protocol):
@@ -51,11 +52,19 @@ class Files:
     def __init__(self, index: Index, root: Path) -> None:
         self._paths = index.paths
         self._root = Path(root).absolute()
-        self.prefix = os.fsencode(self._root) + b"/"
+        self._prefix = os.fsencode(self._root) + b"/"
 
     def read(self, sample: int) -> bytes:
         """The whole file."""
         return (self._root / self._paths[sample]).read_bytes()
+
+    def names(self, ids: npt.NDArray[np.int64]) -> list[Bytes]:
+        """The paths of samples (B,), as bytes, for who opens files on his own."""
+        prefix, blob = self._prefix, self._paths.blob
+        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
+        return [
+            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
+        ]
 
     def where(self, sample: int) -> str:
         """Its path."""
