@@ -120,6 +120,7 @@ class Summary:
         places: digest of each split's places in tar files; empty if images are files of their own.
         max_side: pixels that no side exceeds, because larger images were shrunk; None if none were.
         source: what the images were taken from, in words; empty if they were indexed where they lay.
+        sha256: of each other file of the index, byte for byte, as they were written.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -133,6 +134,7 @@ class Summary:
     places: dict[str, str] = field(default_factory=dict)
     max_side: int | None = None
     source: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 _SUMMARY = TypeAdapter(Summary)
@@ -155,14 +157,15 @@ def save_indexes(
     """Write the index of a whole data set, each file whole or not at all, `index.json` last."""
     folder = index_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
     for index in indexes:
         arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
         arrays["path_blob"] = np.frombuffer(index.paths.blob, dtype=np.uint8)
         arrays["path_offsets"] = index.paths.offsets
-        write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays))
+        written.append(write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays)))
         if index.places is not None:
             arrays = {"shards": index.places.shards, "offsets": index.places.offsets}
-            write_atomically(folder / f"{index.split}.places.npz", partial(np.savez, **arrays))
+            written.append(write_atomically(folder / f"{index.split}.places.npz", partial(np.savez, **arrays)))
     summary = Summary(
         classes=indexes[0].classes,
         samples={index.split: len(index) for index in indexes},
@@ -173,6 +176,7 @@ def save_indexes(
         places={index.split: index.places.digest for index in indexes if index.places is not None},
         max_side=max_side,
         source=source,
+        sha256={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written},
     )
     found = asdict(summary)
     text = json.dumps({"version": INDEX_VERSION, **found, "digest": _digest_of(found)}, indent=1) + "\n"
@@ -285,8 +289,8 @@ def _with_places(index: Index, file: Path, digest: str, fix: str) -> Index:
     return index
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name, fsync it, then rename it into place."""
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """Write a file under a temporary name, fsync it, then rename it into place; returns its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -296,3 +300,4 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
