@@ -74,7 +74,7 @@ class Quarantine:
         return ids
 
     def check(self, limit: int, *, before: float = math.inf) -> None:
-        """Refuse to go on without more than `limit` samples, or with none.
+        """Refuse to go on without more than `limit` samples.
 
         Args:
             limit: how many may be out.
@@ -84,7 +84,7 @@ class Quarantine:
             DataError: naming the last one that was found.
         """
         found = self.before(before)
-        if len(found) <= min(limit, self._samples - 1):
+        if len(found) <= limit:
             return
         last = found[-1]
         raise DataError(
@@ -97,6 +97,8 @@ class Quarantine:
         return finding is not None and finding.step <= step
 
     def _stand_in(self, sample: int, step: int) -> int:
+        if len(self._found) >= self._samples:
+            raise DataError("no training image can be read: restore the data, or prepare it again")
         block = 0
         while True:
             words = random_words(self._seed, STREAM_STAND_IN, block, start=sample, rows=1, width=WORDS_PER_BLOCK)

@@ -26,7 +26,7 @@ class Replacing:
         loader: does the work.
         order: where the plans come from; its quarantine grows.
         root: the data root; if it is gone as a whole, no image is to blame.
-        limit: samples to do without before giving up.
+        limit: samples to find before giving up alone; ranks that log count theirs together.
         rank: named in findings.
     """
 
@@ -36,6 +36,7 @@ class Replacing:
         self._root = root
         self._limit = limit
         self._rank = rank
+        self._found = 0
 
     def load(self, plans: Iterable[Plan]) -> Iterator[Batch]:
         """Batches of `plans`, some samples replaced; made ahead from this call on.
@@ -77,7 +78,9 @@ class Replacing:
         step = next(plan.step for plan in waiting if error.sample in plan.ids)
         self._order.quarantine.add([Finding(error.sample, error.path, error.reason, step, self._rank)])
         log.info("left out: %s", error)
-        self._order.quarantine.check(self._limit)
+        self._found += 1
+        if self._found > self._limit:
+            self._order.quarantine.check(self._limit)
 
 
 def _drawn(source: Iterable[Plan], waiting: deque[Plan]) -> Iterator[Plan]:
