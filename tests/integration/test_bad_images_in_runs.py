@@ -62,6 +62,7 @@ def whole_and_in_two_lives(root: Path, runs: Path, kept: Path) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_number_of_ranks_and_of_lives_leaves_the_same_images_out(
     root: Path, digits: Path, tmp_path: Path
