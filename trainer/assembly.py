@@ -17,6 +17,7 @@ from trainer.cadence import duration_steps
 from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
+from trainer.data.spoiled import Spoiled
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
@@ -35,6 +36,7 @@ from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
 from trainer.signals import Requests
@@ -101,7 +103,7 @@ def _build(
             fused=may_fuse(config, device),
             binary_scale=binary_lr(config, plan.total_steps),
         )
-        loader = datasets.create_loader(config, order, environment, device)
+        loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
@@ -120,6 +122,7 @@ def _build(
     about = facts(config, data, environment, groups)
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
+    quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
         config=config,
@@ -148,6 +151,7 @@ def _build(
         ),
         pulse=watchdog.pulse,
         stragglers=Stragglers([place.host for place in places]),
+        quarantine=quarantine,
         recorder=recorder,
         faults=faults,
         directory=directory,
@@ -174,6 +178,12 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
+    """Training samples that the schedule of faults damages, if it does."""
+    samples = frozenset(faults.spoiled_samples())
+    return Spoiled(samples, faults.spoiled, directory / "faults") if samples else None
 
 
 def may_fuse(config: Config, device: torch.device) -> bool:

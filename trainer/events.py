@@ -57,7 +57,7 @@ def log_training(run: Run) -> None:
         "estimator/power": run.power(step - 1),
     }
     pace = run.feed.read()
-    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace))
+    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step))
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
@@ -101,6 +101,7 @@ def save(run: Run, *, best: bool) -> None:
         NonFiniteError: a bad step that the host has not yet heard of.
     """
     nonfinite.answer(run, done=run.state.step)
+    run.quarantine.share(run.state.step)
     run.pulse.beat("saving")
     with run.feed.paused():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]

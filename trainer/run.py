@@ -22,6 +22,7 @@ from trainer.finite import FiniteGuard
 from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
+from trainer.quarantine import SharedQuarantine
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
@@ -104,6 +105,7 @@ class Run:
     stopper: Stopper
     pulse: Pulse
     stragglers: Stragglers
+    quarantine: SharedQuarantine
     recorder: Recorder
     faults: Faults
     directory: Path
