@@ -35,6 +35,7 @@ from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
+from trainer.saver import Saver
 from trainer.signals import Requests
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
@@ -106,9 +107,11 @@ def _build(
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
-    about = facts(config, data, environment, groups)
+    about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
     recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
+    saver = Saver(directory / "checkpoints", keep=config.checkpoint.keep)
+    undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
         config=config,
@@ -137,6 +140,7 @@ def _build(
         pulse=watchdog.pulse,
         stragglers=Stragglers([place.host for place in places]),
         recorder=recorder,
+        saver=saver,
         directory=directory,
         about=about,
     )

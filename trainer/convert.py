@@ -99,7 +99,7 @@ def convert(
         if made:
             with contextlib.suppress(OSError):
                 out.rmdir()
-        raise ConfigError(f"--out {out}: {error}; free or choose another disk") from None
+        raise ConfigError(f"--out {out}: {error.strerror}; free or choose another disk") from None
     return Converted(folder, resolved, official.facts)
 
 

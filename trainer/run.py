@@ -21,6 +21,7 @@ from trainer.finite import FiniteGuard
 from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
+from trainer.saver import Saver
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
@@ -99,6 +100,7 @@ class Run:
     pulse: Pulse
     stragglers: Stragglers
     recorder: Recorder
+    saver: Saver
     directory: Path
     about: dict[str, Any]
     close: Callable[[], None] = lambda: None

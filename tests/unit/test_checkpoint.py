@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.errors import ConfigError
 
 
@@ -68,33 +68,33 @@ def test_one_flipped_bit_is_found_and_passed_over(tmp_path: Path, name: str) -> 
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert "damaged" in checkpoint.problems(newer)[0]
-    assert checkpoint.newest_valid(tmp_path) == older
+    assert checkpoints.newest_valid(tmp_path) == older
 
 
 def test_a_checkpoint_without_manifest_or_with_a_missing_file_does_not_count(tmp_path: Path) -> None:
     older, newer, newest = save(tmp_path, 1), save(tmp_path, 2), save(tmp_path, 3)
     (newest / "manifest.json").unlink()
     (newer / "model.pt").unlink()
-    assert checkpoint.newest_valid(tmp_path) == older
+    assert checkpoints.newest_valid(tmp_path) == older
     assert save(tmp_path, 2) == newer
-    assert checkpoint.newest_valid(tmp_path) == newer
+    assert checkpoints.newest_valid(tmp_path) == newer
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         path = save(tmp_path, step)
         if step == 5:
-            checkpoint.mark_best(tmp_path, path)
-        checkpoint.prune(tmp_path, 2)
-    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_00000005", "step_00000015", "step_00000020"]
-    assert checkpoint.resolve(tmp_path).name == "step_00000005"
+            checkpoints.mark_best(tmp_path, path)
+        checkpoints.prune(tmp_path, 2)
+    assert [p.name for p in checkpoints.steps(tmp_path)] == ["step_00000005", "step_00000015", "step_00000020"]
+    assert checkpoints.resolve(tmp_path).name == "step_00000005"
 
 
 def test_going_back_keeps_later_checkpoints_aside(tmp_path: Path) -> None:
     for step in (5, 10, 15):
-        checkpoint.mark_best(tmp_path, save(tmp_path, step))
-    checkpoint.set_aside(tmp_path, progress(10, best_step=5))
-    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_00000005", "step_00000010"]
+        checkpoints.mark_best(tmp_path, save(tmp_path, step))
+    checkpoints.set_aside(tmp_path, progress(10, best_step=5))
+    assert [p.name for p in checkpoints.steps(tmp_path)] == ["step_00000005", "step_00000010"]
     assert (tmp_path / "best").resolve().name == "step_00000005"
     assert checkpoint.problems(tmp_path / "set_aside" / "step_00000015") == []
 
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_no_stump(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="cannot save"):
             checkpoint.save(disk, {"model": torch.zeros(200_000)}, progress=progress(2), config_yaml="", about={})
         assert [p for p in disk.iterdir() if p != kept] == []
-        assert checkpoint.newest_valid(disk) == kept
+        assert checkpoints.newest_valid(disk) == kept
     finally:
         os.system(f"umount {disk}")
 
