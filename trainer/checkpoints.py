@@ -44,6 +44,20 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
+def take_up(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint for a run that begins; clears away what would be in its way.
+
+    Raises:
+        OtherFormatError: as `newest_valid`.
+    """
+    _clear(folder)
+    path = newest_valid(folder)
+    if path is None:
+        # Else damaged ones would be taken for the newest, and new ones removed in their favour.
+        set_aside(folder, None)
+    return path
+
+
 def best(folder: Path) -> Path | None:
     """The checkpoint that `best` names, None if there is none."""
     link = folder / BEST
@@ -60,12 +74,16 @@ def mark_best(folder: Path, path: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the best one, and what killed removers have left."""
+    """Remove all but the `keep` newest checkpoints and the best one."""
     kept = best(folder)
     for path in steps(folder)[:-keep]:
         if path.resolve() != kept:
             # It is gone at once: no half-removed checkpoint ever has a checkpoint's name.
             path.rename(temporary(path))
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
     for path in stumps(folder):
         shutil.rmtree(path)
 

@@ -120,14 +120,8 @@ def _keep_old_run(directory: Path) -> None:
 
 
 def _choose(config: Config, folder: Path) -> Path | None:
-    for stump in checkpoints.stumps(folder):
-        shutil.rmtree(stump)
     if config.resume == "auto":
-        path = checkpoints.newest_valid(folder)
-        if path is None:
-            # Else damaged ones would be taken for the newest, and new ones removed in their favour.
-            checkpoints.set_aside(folder, None)
-        return path
+        return checkpoints.take_up(folder)
     path = checkpoints.resolve(Path(config.resume))
     found = checkpoint.problems(path)
     if found:
