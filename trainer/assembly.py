@@ -25,12 +25,14 @@ from trainer.distributed.engine import Engine
 from trainer.distributed.environment import Environment, resolve_environment
 from trainer.doctor.preflight import preflight
 from trainer.failures import note_end
+from trainer.faults import Faults
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device
 from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
+from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, create_optimizer
 from trainer.pixels import Pixels
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
@@ -82,6 +84,7 @@ def _build(
     with collectives.agreed_errors():
         check_ranks(config, environment.world_size)
         resolve_uri(config.tracking.uri, config.run_dir)
+        faults = Faults.from_environment(os.environ, config.run_dir, environment.rank)
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)
@@ -98,6 +101,8 @@ def _build(
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
     preflight(config, environment, model)
+    if environment.rank == 0:
+        faults.before_resuming(config.run_dir / "checkpoints")
     directory, found = resume.claim(config, environment, undo, data_digest=data.digest, batchnorm_groups=groups)
     undo.push(partial(_note_end, directory))
     log_to_file(directory, environment.rank)
@@ -110,7 +115,9 @@ def _build(
     about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
     recorder = create_recorder(config, directory, plan, about, found, settings)
     undo.callback(recorder.abandon)
-    saver = Saver(directory / "checkpoints", keep=config.checkpoint.keep)
+    saver = Saver(
+        directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
+    )
     undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
@@ -125,11 +132,12 @@ def _build(
         learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
         power=schedule.power(config, order.steps_per_epoch),
         pixels=pixels,
-        feed=Feed(loader.load(order.plans(state.step, plan.end_step)), watchdog.pulse),
+        order=order,
+        feed=Feed(faults.around(loader.load(order.plans(state.step, plan.end_step))), watchdog.pulse),
         eval_order=eval_order,
         eval_loader=eval_loader,
         meters=meters,
-        guard=FiniteGuard(device),
+        guard=create_guard(config, model, plan, device),
         stopper=Stopper(
             directory,
             requests,
@@ -141,6 +149,7 @@ def _build(
         stragglers=Stragglers([place.host for place in places]),
         recorder=recorder,
         saver=saver,
+        faults=faults,
         directory=directory,
         about=about,
     )
@@ -159,6 +168,12 @@ def share_statistics(
         check_smallest_batch(order, model, group_size)
     model = convert_batchnorm(model, make_bn_group(group_size))
     return model, batchnorm_groups(model, environment.world_size, group_size)
+
+
+def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.device) -> FiniteGuard:
+    """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
+    room = most_skipped(config.train.nonfinite)
+    return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
 
 
 def may_fuse(config: Config, device: torch.device) -> bool:

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trainer.durable import file_digest, sync_folder, write_file
 from trainer.errors import ConfigError
 
 MANIFEST = "manifest.json"
@@ -51,6 +51,8 @@ class Progress:
         journal_offset: bytes of the journal that belong to these steps.
         meters: the open window of training sums.
         evaluation_due: whether the evaluation that belongs to this step was cut short by a stop.
+        skipped: steps left out because they were not finite.
+        returned: how often the run has gone back to the checkpoint of a step.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -64,6 +66,8 @@ class Progress:
     journal_offset: int
     meters: list[float]
     evaluation_due: bool = False
+    skipped: int = 0
+    returned: dict[str, int] = field(default_factory=dict)
 
 
 class _File(BaseModel):
@@ -78,10 +82,10 @@ class _Form(BaseModel):
     files: dict[str, _File]
 
 
-def step_of(path: Path) -> int | None:
-    """The step that a folder's name tells of, None if it is not named like a checkpoint of a run."""
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder, -1 if it is not named like one of a run's."""
     match = _NAME.fullmatch(path.name)
-    return None if match is None else int(match[1])
+    return -1 if match is None else int(match[1])
 
 
 def temporary(path: Path) -> Path:
@@ -96,6 +100,7 @@ def save(
     progress: Progress,
     config_yaml: str,
     about: dict[str, Any],
+    writing: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint that is either complete or not there.
 
@@ -108,6 +113,7 @@ def save(
         progress: goes into the manifest and names the folder.
         config_yaml: the resolved configuration.
         about: further facts for the manifest (digests, model, world size).
+        writing: called when the checkpoint is half written.
 
     Returns:
         The checkpoint's folder.
@@ -121,7 +127,7 @@ def save(
         if is_valid(target):
             _renew(target, progress)
             return target
-        _write(unfinished, payloads, config_yaml, {**about, "progress": asdict(progress)})
+        _write(unfinished, payloads, config_yaml, {**about, "progress": asdict(progress)}, writing)
         # One with this name is damaged: whole ones have been dealt with.
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
@@ -135,13 +141,16 @@ def save(
     return target
 
 
-def _write(folder: Path, payloads: dict[str, Any], config_yaml: str, facts: dict[str, Any]) -> None:
+def _write(
+    folder: Path, payloads: dict[str, Any], config_yaml: str, facts: dict[str, Any], writing: Callable[[], None]
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    files = {f"{stem}.pt": _write_file(folder / f"{stem}.pt", partial(torch.save, p)) for stem, p in payloads.items()}
-    files["config.yaml"] = _write_file(folder / "config.yaml", lambda file: file.write(config_yaml.encode()))
+    files = {f"{stem}.pt": write_file(folder / f"{stem}.pt", partial(torch.save, p)) for stem, p in payloads.items()}
+    writing()
+    files["config.yaml"] = write_file(folder / "config.yaml", lambda file: file.write(config_yaml.encode()))
     manifest = {"format": FORMAT, "time": time.time(), **facts, "files": files}
-    _write_file(folder / MANIFEST, lambda file: file.write(_sealed(manifest)))
+    write_file(folder / MANIFEST, lambda file: file.write(_sealed(manifest)))
     sync_folder(folder)
 
 
@@ -153,67 +162,9 @@ def _renew(path: Path, progress: Progress) -> None:
     manifest = read_manifest(path)
     if manifest["progress"]["evaluation_due"] != progress.evaluation_due:
         unfinished = temporary(path / MANIFEST)
-        _write_file(unfinished, lambda file: file.write(_sealed(manifest | {"progress": asdict(progress)})))
+        write_file(unfinished, lambda file: file.write(_sealed(manifest | {"progress": asdict(progress)})))
         unfinished.replace(path / MANIFEST)
         sync_folder(path)
-
-
-class _Digesting:
-    """A file that takes the digest of what is written to it, so that it need not be read again.
-
-    torch wraps the error of a full disk into one of its own that does not name it; it is remembered here.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.bytes = 0
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        try:
-            self.bytes += self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
-def _write_file(path: Path, put: Callable[[Any], object]) -> dict[str, Any]:
-    """Write a file and wait until it is on the disk; returns its digest and size for the manifest."""
-    with path.open("wb") as file:
-        output = _Digesting(file)
-        try:
-            put(output)
-        except RuntimeError:
-            if output.error is not None:
-                raise output.error from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": output.sha256(), "bytes": output.bytes}
-
-
-def sync_folder(path: Path) -> None:
-    """Push a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sealed(content: dict[str, Any]) -> bytes:
@@ -269,7 +220,7 @@ def problems(path: Path) -> list[str]:
 
 
 def _is_misnamed(path: Path, manifest: dict[str, Any]) -> bool:
-    return step_of(path) not in {None, manifest["progress"]["step"]}
+    return step_of(path) not in {-1, manifest["progress"]["step"]}
 
 
 def _fault(path: Path, name: str, expected: dict[str, Any]) -> str:

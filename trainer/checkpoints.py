@@ -9,7 +9,8 @@ import logging
 import shutil
 from pathlib import Path
 
-from trainer.checkpoint import MANIFEST, Progress, problems, step_of, sync_folder, temporary
+from trainer.checkpoint import MANIFEST, Progress, problems, step_of, temporary
+from trainer.durable import sync_folder
 from trainer.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def steps(folder: Path) -> list[Path]:
     """The finished checkpoints under `folder`, oldest first, not verified."""
     if not folder.is_dir():
         return []
-    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
+    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) >= 0]
     return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
 
 
@@ -96,7 +97,7 @@ def set_aside(folder: Path, progress: Progress | None) -> None:
         progress: of that state; None: to the beginning.
     """
     for path in steps(folder):
-        if progress is None or (step_of(path) or 0) > progress.step:
+        if progress is None or step_of(path) > progress.step:
             aside = folder / ASIDE
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / path.name, ignore_errors=True)

@@ -129,6 +129,11 @@ class TrainConfig(Group):
     deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
     clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
     label_smoothing: Fraction = 0.0
+    nonfinite: str = Field(
+        "abort",
+        pattern=r"^(abort|rollback|skip [1-9]\d{0,5})$",
+        description="a loss or gradient that is not finite: abort (exit 4), skip N steps at most, rollback",
+    )
     ema: Fraction | None = Field(None, description="decay of the weights' moving average, which is then evaluated")
 
 
@@ -261,7 +266,7 @@ class Config(Group):
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
     "data.dont_use_mmap",
-    "train.max_steps", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
+    "train.max_steps", "train.nonfinite", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, nonfinite
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
@@ -94,17 +94,19 @@ def evaluate_and_log(run: Run) -> bool:
 
 
 def save(run: Run, *, best: bool) -> None:
-    """Have rank 0 save a checkpoint; training goes on while it is written.
+    """Have rank 0 save a checkpoint, unless it is not finite; training goes on while it is written.
 
     Raises:
         ConfigError: on rank 0, an earlier save failed, for another reason than a full disk.
+        NonFiniteError: a bad step that the host has not yet heard of.
     """
-    run.guard.raise_if_blocked()
+    nonfinite.answer(run, done=run.state.step)
     run.pulse.beat("saving")
     with run.feed.paused(), run.saver.stalling():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]
         for model in models:
             average_statistics(model)
+        nonfinite.refuse_bad_state(run)
         engine_state = run.engine.state()
         if collectives.is_main():
             _save(run, engine_state, best=best)

@@ -17,7 +17,7 @@ class Entry:
 
     Attributes:
         path: its folder.
-        step: completed optimizer steps, by its name if it has no readable manifest.
+        step: completed optimizer steps, by its name if it has no readable manifest; None where unknown.
         epoch: the same in epochs; None where unknown.
         top1: percent, of the newest evaluation before it; None if there was none.
         bytes: size of all its files.
@@ -50,8 +50,7 @@ def folder_of(run: Path) -> Path:
 
 def _named(folder: Path) -> list[Path]:
     """Every folder with a checkpoint's name, oldest first, however little is left of it."""
-    named = [path for path in folder.glob("step_*") if checkpoint.step_of(path) is not None]
-    return sorted(named, key=lambda path: checkpoint.step_of(path) or 0)
+    return sorted((path for path in folder.glob("step_*") if checkpoint.step_of(path) >= 0), key=checkpoint.step_of)
 
 
 def survey(folder: Path) -> list[Entry]:
@@ -65,7 +64,7 @@ def look(path: Path, *, best: bool = False) -> Entry:
     faults, facts = _faults(path), _facts(path)
     progress = facts.get("progress", {})
     steps_per_epoch = facts.get("steps_per_epoch")
-    step = progress.get("step", checkpoint.step_of(path))
+    step = progress.get("step", checkpoint.step_of(path) if checkpoint.step_of(path) >= 0 else None)
     top1 = progress.get("last", {}).get("val/top1")
     return Entry(
         path=path,
@@ -100,7 +99,7 @@ def verify(path: Path) -> list[Entry]:
         ConfigError: it names neither.
     """
     path = path.resolve()
-    alone = checkpoint.step_of(path) is not None or (path / "model.pt").is_file()
+    alone = checkpoint.step_of(path) >= 0 or (path / "model.pt").is_file()
     return [look(path)] if alone and path.is_dir() else survey(folder_of(path))
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from reste import set_power
-from trainer import events
+from trainer import events, nonfinite
 from trainer.cadence import due
 from trainer.losses import correct_counts, cross_entropy_sum
 from trainer.probe import probe
@@ -20,7 +20,7 @@ def train(run: Run) -> events.Result:
 
     Raises:
         DataError: an image could not be read; names file, sample and rank.
-        NonFiniteError: loss or gradient is not finite.
+        NonFiniteError: loss or gradient is not finite, and `train.nonfinite` has no answer to it.
     """
     started = time.monotonic() - run.state.seconds
     # An earlier life may have been stopped within an evaluation.
@@ -61,6 +61,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
     step, micro_batches = run.state.step, run.plan.accumulation
     set_power(run.model, run.power(step))
     seed_step(run.config.seed, step, run.environment.rank)
+    run.guard.begin()
     for micro in range(micro_batches):
         batch = run.feed.take()
         images, labels = run.pixels(batch)
@@ -77,6 +78,6 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
     probed = probe(run, images, batch.plan) if due(step + 1, run.plan.indicators_every) else {}
     run.engine.step(lr=run.learning_rate(step), blocked=blocked)
     if due(step + 1, run.plan.read_every):
-        run.guard.raise_if_blocked()
+        nonfinite.answer(run, done=step + 1)
     run.state.samples_seen += batch.plan.global_batch_count
     return probed

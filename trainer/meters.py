@@ -40,9 +40,12 @@ class Meters:
         self._step[_COUNT] += count
 
     def agree(self) -> torch.Tensor:
-        """Sum the step over the ranks, add it to the window; returns the step's global mean loss (0-d, device)."""
+        """Sum the step over the ranks; returns its global mean loss (0-d, device).
+
+        The step joins the window, unless its loss is not finite: one bad step would be all that the window tells of.
+        """
         collectives.all_reduce_(self._step)
-        self._window += self._step
+        self._window += torch.where(self._step[_LOSS].isfinite(), self._step, 0.0)
         loss = self._step[_LOSS] / self._step[_COUNT]
         self._step.zero_()
         return loss

@@ -156,10 +156,19 @@ def restore(found: Found, model: nn.Module, ema: ModelEmaV3 | None, engine: Engi
     Raises:
         ConfigError: a payload is missing or does not fit.
     """
-    load_weights(model, checkpoint.load_payload(found.path, "model"), found.path)
-    if ema is not None:
-        load_weights(ema.module, checkpoint.load_payload(found.path, "ema"), found.path)
-    engine.load_state(checkpoint.load_payload(found.path, "engine"))
+    load_tensors(found.path, model, ema, engine)
     meters.load(found.progress.meters)
     kept = asdict(found.progress)
     return State(**{field.name: kept[field.name] for field in fields(State)})
+
+
+def load_tensors(path: Path, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine) -> None:
+    """Put the weights, batch statistics, moving average and optimizer state of a checkpoint in place, on every rank.
+
+    Raises:
+        ConfigError: a payload is missing or does not fit.
+    """
+    load_weights(model, checkpoint.load_payload(path, "model"), path)
+    if ema is not None:
+        load_weights(ema.module, checkpoint.load_payload(path, "ema"), path)
+    engine.load_state(checkpoint.load_payload(path, "engine"))

@@ -13,9 +13,10 @@ from torch import nn
 
 from trainer.config import Config
 from trainer.data.batch import Loader
-from trainer.data.order import EvalOrder
+from trainer.data.order import EvalOrder, TrainOrder
 from trainer.distributed.engine import Engine
 from trainer.distributed.environment import Environment
+from trainer.faults import Faults
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
 from trainer.meters import Meters
@@ -65,6 +66,8 @@ class State:
         best: evaluation with the highest top-1, first one if equal.
         best_step: its step.
         evaluation_due: whether the evaluation that belongs to this step is still to be made.
+        skipped: steps left out because they were not finite (`train.nonfinite=skip N`).
+        returned: how often the run has gone back to the checkpoint of a step (`train.nonfinite=rollback`).
     """
 
     step: int = 0
@@ -74,6 +77,8 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     evaluation_due: bool = False
+    skipped: int = 0
+    returned: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +96,7 @@ class Run:
     learning_rate: Callable[[int], float]
     power: Callable[[int], float]
     pixels: Pixels
+    order: TrainOrder
     feed: Feed
     eval_order: EvalOrder
     eval_loader: Loader
@@ -101,6 +107,7 @@ class Run:
     stragglers: Stragglers
     recorder: Recorder
     saver: Saver
+    faults: Faults
     directory: Path
     about: dict[str, Any]
     close: Callable[[], None] = lambda: None

@@ -46,12 +46,24 @@ class Saver:
         folder: the run's `checkpoints/`.
         keep: how many of the newest to keep, beside the best.
         retry_s: seconds between two tries on a full disk.
+        writing: called in the thread when a checkpoint is half written; may raise as the disk does.
+        written: called in the thread with each complete checkpoint and its step.
     """
 
-    def __init__(self, folder: Path, *, keep: int, retry_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        retry_s: float = 60.0,
+        writing: Callable[[], None] = lambda: None,
+        written: Callable[[Path, int], None] = lambda path, step: None,
+    ) -> None:
         self._folder = folder
         self._keep = keep
         self._retry_s = retry_s
+        self._writing = writing
+        self._written = written
         self._snapshot = Snapshot()
         self._thread: Thread | None = None
         self._ending = Event()
@@ -102,11 +114,14 @@ class Saver:
 
         def write() -> None:
             first()
-            path = checkpoint.save(self._folder, state, progress=progress, config_yaml=config_yaml, about=about)
+            path = checkpoint.save(
+                self._folder, state, progress=progress, config_yaml=config_yaml, about=about, writing=self._writing
+            )
             if best:
                 checkpoints.mark_best(self._folder, path)
             checkpoints.prune(self._folder, self._keep)
             self._saved = path
+            self._written(path, progress.step)
 
         name = f"step {progress.step}{', the best so far,' if best else ''}"
         self._thread = Thread(target=self._work, args=(write, name), name="saver", daemon=True)

@@ -125,6 +125,12 @@ class TrainOrder:
         """Samples of the last global batch of an epoch."""
         return min(len(self.index) - (self.steps_per_epoch - 1) * self.batch_size, self.batch_size)
 
+    def batch_ids(self, step: int) -> npt.NDArray[np.int64]:
+        """Sample ids of the global batch of a step, in order: those of all ranks and micro-batches."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        first = batch * self.batch_size
+        return permutation(self.seed, epoch, len(self.index))[first : first + self.batch_size]
+
     def plans(self, start_step: int, end_step: int) -> Iterator[Plan]:
         """Plans of steps start_step to end_step - 1 of the run, `accumulation` per step, one at a time."""
         for step in range(start_step, end_step):

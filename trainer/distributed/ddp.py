@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward
-from trainer.distributed.update import buffers_kept, update
+from trainer.distributed.update import answered_by_scaler, buffers_kept, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 BUCKET_MB = 10
@@ -102,7 +102,7 @@ class DdpEngine:
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
-        return norm.nan_to_num(0.0, 0.0, 0.0) if self._scaler.is_enabled() else norm
+        return answered_by_scaler(norm, self._scaler)
 
     def gather_gradients(self) -> None:
         """See `Engine.gather_gradients`; they are whole on every rank already."""

@@ -21,7 +21,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward
-from trainer.distributed.update import buffers_kept, update
+from trainer.distributed.update import answered_by_scaler, buffers_kept, update
 from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
 
@@ -165,7 +165,7 @@ class DeepSpeedEngine:
         if self._clip_norm is not None:
             updated = self._parameters if self._partitions is None else self._partitions.parts
             torch.nn.utils.clip_grads_with_norm_(updated, self._clip_norm, norm)
-        return norm.nan_to_num(0.0, 0.0, 0.0) if self._scaler.is_enabled() else norm
+        return answered_by_scaler(norm, self._scaler)
 
     def gather_gradients(self) -> None:
         """See `Engine.gather_gradients`."""

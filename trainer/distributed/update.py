@@ -27,13 +27,21 @@ def update(
     if scaler.is_enabled():
         if not blocked.item():
             scaler.step(target)
-            scaler.update()
+        scaler.update()
     elif optimizer.defaults.get("fused"):
         # torch's fused kernels skip the update where this holds 1, so the host need not wait to know.
         optimizer.found_inf = blocked  # type: ignore[attr-defined]
         target.step()
     elif not blocked.item():
         target.step()
+
+
+def answered_by_scaler(norm: torch.Tensor, scaler: torch.amp.GradScaler) -> torch.Tensor:
+    """The gradient norm, or 0 where it is not finite because fp16's loss scale is too large: the scaler halves that.
+
+    Below a scale of 1 there is nothing left to halve: what overflows then is the gradient itself.
+    """
+    return norm.nan_to_num(0.0, 0.0, 0.0) if scaler.is_enabled() and scaler.get_scale() >= 1 else norm
 
 
 @contextmanager

@@ -147,6 +147,10 @@ class Recorder:
         if time.monotonic() - self._status_at > self._print_s:
             self._still_running()
 
+    def event(self, name: str, step: int, **fields: Any) -> None:
+        """Something happened that belongs in the journal."""
+        self._journal.event(name, step=step, fields=fields)
+
     def offset(self) -> int:
         """Bytes of the journal so far; a checkpoint records them."""
         return self._journal.offset()
