@@ -48,9 +48,10 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
     command = arguments(tmp_path, "killed", digits, ranks, extra)
     run = tmp_path / "killed"
     journal, log = run / "journal.jsonl", tmp_path / "log.txt"
-    for step in (8, 17):
+    for step, saved in ((8, 5), (17, 15)):
         with Life(*command, log=log) as life:
             life.wait_for_step(journal, step)
+            life.wait_for(run / f"checkpoints/step_{saved:08d}/manifest.json")
             life.kill()
     last = reste("train", *command)
     assert last.returncode == 0, last.stderr
