@@ -45,7 +45,13 @@ def fill(disk: Path, leave: float) -> Path:
 
 
 def arguments(disk: Path, digits: Path, steps: int) -> list[str]:
-    short = ["train.batch_size=8", f"train.max_steps={steps}", f"checkpoint.every={EVERY}", "eval.every=0", "data.loader=torchvision"]
+    short = [
+        "train.batch_size=8",
+        f"train.max_steps={steps}",
+        f"checkpoint.every={EVERY}",
+        "eval.every=0",
+        "data.loader=torchvision",
+    ]
     return [str(QUICK), *SMALL, *short, f"data.root={digits}", f"run.dir={disk}", "run.name=x", "log.print_s=0.1"]
 
 
