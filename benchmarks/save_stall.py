@@ -122,6 +122,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/save_stall.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {key: manifest["machine"][key] for key in ("cpu", "cpus", "gpus")},
+        "threads": torch.get_num_threads(),
         "versions": manifest["versions"],
         "code": manifest["code"],
         "model": model,
