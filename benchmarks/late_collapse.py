@@ -11,6 +11,7 @@ Two runs at a time, one thread each; finished runs are not made again.
 
 from __future__ import annotations
 
+import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "official recipe, normalised slope": (*REFERENCE, "estimator.normalize=true"),
     "default, o_end 2": ("estimator.o_end=2",),
     "default, whole batches": ("train.drop_last=true",),
+    "default, one rate": ("optim.binary_lr=1",),
     "default, clipped STE": ("estimator.name=ste", "estimator.threshold=1.5"),
 }
 """Name -> what the case sets beyond the common values."""
@@ -101,6 +103,7 @@ def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict
         "case": case,
         "overrides": overrides,
         "names": names,
+        "code": json.loads((folder / names[0] / "manifest.json").read_text())["code"],
         "best_top1": spread([max(run) for run in top1]),
         "final_top1": spread([run[-1] for run in top1]),
         "lost_since_best": spread([max(run) - run[-1] for run in top1]),

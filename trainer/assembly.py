@@ -33,7 +33,7 @@ from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
-from trainer.optim import RoleCount, create_optimizer
+from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
@@ -80,6 +80,7 @@ def _build(
     watchdog: Watchdog,
     undo: ExitStack,
 ) -> Run:
+    collectives.check_equal("run folder", str(config.run_dir))
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
         check_ranks(config, environment.world_size)
@@ -95,7 +96,12 @@ def _build(
     model, groups = share_statistics(config, environment, order, model)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device))
+        optimizer, roles = create_optimizer(
+            model,
+            config.optim,
+            fused=may_fuse(config, device),
+            binary_scale=binary_lr(config, plan.total_steps),
+        )
         loader = datasets.create_loader(config, order, environment, device)
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -336,7 +342,7 @@ def describe(
     for role in roles:
         recorder.note(
             f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay "
-            f"{role.weight_decay:g}"
+            f"{role.weight_decay:g}" + (f", rate x {role.lr_scale:.3g}" if role.lr_scale != 1 else "")
         )
     where = "starts from new weights"
     if found:

@@ -142,6 +142,11 @@ class OptimConfig(Group):
 
     name: str = Field("sgd", description="sgd, adamw or any name of timm's optimizer factory")
     lr: Positive = Field(0.1, description="peak learning rate")
+    binary_lr: Literal["auto"] | Positive = Field(
+        "auto",
+        description="rate of binary weights, as a multiple of lr; auto: 8 on short schedules, 1 from 4000 steps on; "
+        "reference: 1",
+    )
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     no_decay: tuple[Literal["binary", "weight", "norm", "bias"], ...] = Field(
