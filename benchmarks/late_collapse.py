@@ -24,7 +24,7 @@ from rich.table import Table
 from studies import about, series, spread, train, write_record
 
 from reste import binary_layers
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import load_config
 from trainer.network import create_network
 
@@ -119,7 +119,7 @@ def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict
 
 def flipped(run: Path) -> float:
     """Binary weights, in percent, whose sign at the end is not that of the best evaluation."""
-    best, last = (run / "checkpoints" / "best", checkpoint.steps(run / "checkpoints")[-1])
+    best, last = (run / "checkpoints" / "best", checkpoints.steps(run / "checkpoints")[-1])
     classes = checkpoint.read_manifest(last)["classes"]
     network = create_network(load_config(run / "config.yaml"), classes, torch.device("cpu"))
     names = [f"{name}.weight" for name, _ in binary_layers(network)]

@@ -275,6 +275,40 @@ def ckpt_convert(
     checkpoints.convert_official(official, model, out, config, overrides or [])
 
 
+@ckpt_app.command("list")
+def ckpt_list(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.")],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """The checkpoints of a run: step, epoch, accuracy then, size, age, which is the best, and what is wrong with them.
+
+    Every byte is read. Nothing is changed; a run that is training may be looked at.
+
+    Example: `reste ckpt list runs/digits`.
+    """
+    from launch import checkpoints
+
+    checkpoints.print_list(run, as_json=json)
+
+
+@ckpt_app.command("verify")
+def ckpt_verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders or checkpoints.")],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Compare every file of checkpoints with the digests in their manifests; name each damaged file.
+
+    Beside a damaged one stands what a start of its run goes on from.
+
+    Exit codes: 0 all are whole, 3 some are damaged.
+
+    Examples: `reste ckpt verify runs/digits`, `reste ckpt verify runs/digits/checkpoints/best`.
+    """
+    from launch import checkpoints
+
+    checkpoints.print_verified(paths, as_json=json)
+
+
 @track_app.command("sync")
 def track_sync(
     run: Annotated[Path, typer.Argument(help="A run folder.")],

@@ -39,6 +39,7 @@ from trainer.pixels import Pixels
 from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
+from trainer.saver import Saver
 from trainer.signals import Requests
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
@@ -119,10 +120,14 @@ def _build(
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
-    about = facts(config, data, environment, groups)
+    about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
     quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
+    saver = Saver(
+        directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
+    )
+    undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
         config=config,
@@ -153,6 +158,7 @@ def _build(
         stragglers=Stragglers([place.host for place in places]),
         quarantine=quarantine,
         recorder=recorder,
+        saver=saver,
         faults=faults,
         directory=directory,
         about=about,

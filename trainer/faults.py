@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import checkpoint
+from trainer.checkpoints import steps
 from trainer.data.batch import Batch
 from trainer.errors import ConfigError
 
@@ -177,7 +177,7 @@ class Faults:
     def before_resuming(self, checkpoints: Path) -> None:
         """This start is about to look for a checkpoint; rank 0 alone."""
         for fault in [f for f in self._open if f.kind == "flip" and f.first == LATEST]:
-            if found := checkpoint.steps(checkpoints):
+            if found := steps(checkpoints):
                 self._flip(fault, found[-1])
 
     def spoiled_samples(self) -> list[int]:

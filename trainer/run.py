@@ -23,6 +23,7 @@ from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
 from trainer.quarantine import SharedQuarantine
+from trainer.saver import Saver
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
@@ -107,6 +108,7 @@ class Run:
     stragglers: Stragglers
     quarantine: SharedQuarantine
     recorder: Recorder
+    saver: Saver
     faults: Faults
     directory: Path
     about: dict[str, Any]
