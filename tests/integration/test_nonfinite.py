@@ -15,7 +15,7 @@ import torch
 from spawn import run_ranks
 from trainings import QUICK, SMALL, environment, records, reste
 
-from trainer import checkpoint
+from trainer import checkpoints
 from trainer.config import load_config
 from trainer.data import datasets
 from trainer.data.order import TrainOrder
@@ -97,7 +97,7 @@ def test_an_abort_names_the_step_and_saves_nothing_of_it(runs: tuple[Path, dict[
     status = json.loads((folder / "aborted" / "status.json").read_text())
     assert status["exit_code"] == 4
     assert f"not finite at step {BAD}" in status["error"]
-    assert [path.name for path in checkpoint.steps(folder / "aborted" / "checkpoints")] == ["step_00000003"]
+    assert [path.name for path in checkpoints.steps(folder / "aborted" / "checkpoints")] == ["step_00000003"]
 
 
 def test_the_report_holds_the_images_of_all_ranks(runs: tuple[Path, dict[str, int]]) -> None:
@@ -124,7 +124,7 @@ def test_every_policy_has_an_end(runs: tuple[Path, dict[str, int]]) -> None:
 def test_a_nan_that_signs_hide_is_not_saved(runs: tuple[Path, dict[str, int]]) -> None:
     folder, codes = runs
     assert codes["hidden"] == 4
-    assert not checkpoint.steps(folder / "hidden" / "checkpoints")
+    assert not checkpoints.steps(folder / "hidden" / "checkpoints")
 
 
 @pytest.mark.slow
