@@ -143,6 +143,10 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
         # A rank that was still loading libraries died of the signal that the others answered.
         print(StoppedEarly(ended.requested).line, file=sys.stderr)
         return EXIT_STOPPED
+    status = None if config is None else read_status(config.run_dir)
+    if status is not None and status.exit_code is not None and status.time >= started and not is_hearsay(status):
+        # A rank may be killed while it still closes what it had open, because the others have lost it.
+        return status.exit_code
     if code < 0:
         by = signal.Signals(-code).name + (" (by the system, if memory ran out)" if code == -signal.SIGKILL else "")
         killed = f"rank {ended.first} was killed by {by}"
@@ -150,7 +154,4 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
             note_failure(config.run_dir, EXIT_BUG, killed)
         print(f"error: {killed}; start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_BUG
-    status = None if config is None else read_status(config.run_dir)
-    if status is None or status.time < started or status.exit_code is None or is_hearsay(status):
-        return code
-    return status.exit_code
+    return code
