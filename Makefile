@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-gpu cluster-test lint format bench clean
+.PHONY: help install quickstart test test-slow soak test-gpu cluster-test lint format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ quickstart: install ## prepare the embedded digits, train a binary ResNet-20 on 
 	$(BIN)/reste train configs/quickstart.yaml --nproc 2
 
 test: install ## the tests a change must pass (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu and not cluster and not soak"
 
 test-slow: install ## longer runs: kills, whole trainings
 	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
@@ -40,6 +40,9 @@ cluster-test: install ## trainings on a real SLURM: two nodes, started on this m
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge; \
 	  else echo "SLURM's programs are missing: as root, apt-get install slurm-wlm munge"; exit 1; fi; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+soak: install ## a run under forty faults, started again after each, against a quiet one (about half an hour)
+	$(BIN)/python -m pytest -m soak -s tests/soak
 
 lint: install ## style, types, formatting
 	$(BIN)/ruff check .

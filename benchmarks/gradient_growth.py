@@ -24,7 +24,7 @@ from rich.table import Table
 from studies import about, write_record
 
 from reste import Estimator, binary_layers
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import load_config
 from trainer.data import datasets
 from trainer.data.order import EvalOrder
@@ -41,7 +41,7 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 def checkpoint_of(run: Path, *, best: bool) -> Path:
     """Where a run was at its best, or where it has ended."""
-    return checkpoint.resolve(run) if best else checkpoint.steps(run / "checkpoints")[-1]
+    return checkpoints.resolve(run) if best else checkpoints.steps(run / "checkpoints")[-1]
 
 
 def load(folder: Path, batches: int, batch_size: int) -> tuple[torch.nn.Module, Batches]:

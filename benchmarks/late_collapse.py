@@ -11,6 +11,7 @@ Two runs at a time, one thread each; finished runs are not made again.
 
 from __future__ import annotations
 
+import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.table import Table
 from studies import about, series, spread, train, write_record
 
 from reste import binary_layers
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import load_config
 from trainer.network import create_network
 
@@ -41,6 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "official recipe, normalised slope": (*REFERENCE, "estimator.normalize=true"),
     "default, o_end 2": ("estimator.o_end=2",),
     "default, whole batches": ("train.drop_last=true",),
+    "default, one rate": ("optim.binary_lr=1",),
     "default, clipped STE": ("estimator.name=ste", "estimator.threshold=1.5"),
 }
 """Name -> what the case sets beyond the common values."""
@@ -95,32 +97,38 @@ def main(
 def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict[str, Any]:
     """What the runs of one case came to."""
     top1 = [series(folder, name, "val/top1") for name in names]
+    mean_top1 = [statistics.fmean(at) for at in zip(*top1, strict=True)]
     loss = [series(folder, name, "train/loss") for name in names]
     instability = [series(folder, name, "indicator/gradient_instability") for name in names]
     return {
         "case": case,
         "overrides": overrides,
         "names": names,
+        "code": json.loads((folder / names[0] / "manifest.json").read_text())["code"],
         "best_top1": spread([max(run) for run in top1]),
         "final_top1": spread([run[-1] for run in top1]),
         "lost_since_best": spread([max(run) - run[-1] for run in top1]),
         "lowest_train_loss": spread([min(run) for run in loss]),
         "final_train_loss": spread([run[-1] for run in loss]),
+        "signs_flipped_since_start": [flipped(folder / name, since_start=True) for name in names],
         "signs_flipped_since_best": [flipped(folder / name) for name in names],
+        "lost_since_best_of_the_mean": round(max(mean_top1) - mean_top1[-1], 2),
         "top1_by_epoch": [[round(value, 2) for value in run] for run in top1],
-        "mean_top1_by_epoch": [round(statistics.fmean(at), 2) for at in zip(*top1, strict=True)],
+        "mean_top1_by_epoch": [round(value, 2) for value in mean_top1],
         "mean_train_loss_by_epoch": [round(statistics.fmean(at), 4) for at in zip(*loss, strict=True)],
         "mean_instability_by_epoch": [float(f"{statistics.fmean(at):.3g}") for at in zip(*instability, strict=True)],
     }
 
 
-def flipped(run: Path) -> float:
-    """Binary weights, in percent, whose sign at the end is not that of the best evaluation."""
-    best, last = (run / "checkpoints" / "best", checkpoint.steps(run / "checkpoints")[-1])
+def flipped(run: Path, *, since_start: bool = False) -> float:
+    """Binary weights, in percent, whose sign at the end is not that of the best evaluation (or of the beginning)."""
+    best, last = (run / "checkpoints" / "best", checkpoints.steps(run / "checkpoints")[-1])
     classes = checkpoint.read_manifest(last)["classes"]
     network = create_network(load_config(run / "config.yaml"), classes, torch.device("cpu"))
     names = [f"{name}.weight" for name, _ in binary_layers(network)]
     then, now = (checkpoint.load_payload(path, "model") for path in (best, last))
+    if since_start:
+        then = network.state_dict()
     changed = torch.cat([((then[name] >= 0) != (now[name] >= 0)).flatten() for name in names])
     return round(100 * changed.double().mean().item(), 3)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from studies import about, spread, write_record
 
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import Config, load_config
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder
@@ -46,7 +46,7 @@ def batches(config: Config, order: TrainOrder | EvalOrder, first: int, stop: int
 
 def evaluations(run: Path, epochs: int) -> list[float]:
     """Top-1 in percent after each epoch of further statistics, weights untouched."""
-    folder = checkpoint.steps(run / "checkpoints")[-1]
+    folder = checkpoints.steps(run / "checkpoints")[-1]
     config = load_config(folder / "config.yaml")
     data = datasets.open_datasets(config)
     network = create_network(config, data.classes, DEVICE)

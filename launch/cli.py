@@ -146,6 +146,35 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/dig
     print_status(run)
 
 
+@prepare_app.callback(invoke_without_command=True)
+def prepare_callback(
+    verify: Annotated[
+        Path | None, typer.Option("--verify", metavar="ROOT", help="Short for `reste prepare verify ROOT`.")
+    ] = None,
+) -> None:
+    """Make a data set ready: verify every image, write the index."""
+    if verify is not None:
+        from launch import prepare
+
+        prepare.verify(verify, workers=None, as_json=False)
+        raise typer.Exit
+
+
+@prepare_app.command("verify")
+def prepare_verify_command(
+    root: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read every byte of a data set again, compare it with the index, decode every image; name what is damaged.
+
+    Exit codes: 0 all is as it was prepared, 3 something is not.
+    """
+    from launch import prepare
+
+    prepare.verify(root, workers=workers, as_json=json)
+
+
 @prepare_app.command("digits")
 def prepare_digits_command(
     root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/digits"),
@@ -244,6 +273,40 @@ def ckpt_convert(
     from launch import checkpoints
 
     checkpoints.convert_official(official, model, out, config, overrides or [])
+
+
+@ckpt_app.command("list")
+def ckpt_list(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.")],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """The checkpoints of a run: step, epoch, accuracy then, size, age, which is the best, and what is wrong with them.
+
+    Every byte is read. Nothing is changed; a run that is training may be looked at.
+
+    Example: `reste ckpt list runs/digits`.
+    """
+    from launch import checkpoints
+
+    checkpoints.print_list(run, as_json=json)
+
+
+@ckpt_app.command("verify")
+def ckpt_verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders or checkpoints.")],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Compare every file of checkpoints with the digests in their manifests; name each damaged file.
+
+    Beside a damaged one stands what a start of its run goes on from.
+
+    Exit codes: 0 all are whole, 3 some are damaged.
+
+    Examples: `reste ckpt verify runs/digits`, `reste ckpt verify runs/digits/checkpoints/best`.
+    """
+    from launch import checkpoints
+
+    checkpoints.print_verified(paths, as_json=json)
 
 
 @track_app.command("sync")

@@ -131,7 +131,13 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
         print("stopped at once: start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     if ended.first is None:
-        return EXIT_FINISHED
+        status = None if config is None else read_status(config.run_dir)
+        if config is None or status is None or status.state != "running":
+            return EXIT_FINISHED
+        text = "every rank ended with code 0, and none of them said that the run is finished: start again to go on"
+        note_failure(config.run_dir, EXIT_BUG, text)
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_BUG
     code = ended.codes[ended.first]
     if code < 0 and ended.requested is not None and code == -signal.Signals[ended.requested]:
         # A rank that was still loading libraries died of the signal that the others answered.

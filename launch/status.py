@@ -31,6 +31,8 @@ def print_status(run: Path) -> None:
     for name in sorted(status.metrics):
         console.print(f"{name:<24} {status.metrics[name]:.6g}")
     console.print(f"checkpoint  {run / status.checkpoint if status.checkpoint else 'none yet'}")
+    if status.trouble:
+        console.print(f"NOT SAVED   {status.trouble}", markup=False)
     if status.exit_code is not None:
         console.print(f"exit code   {status.exit_code}")
     if status.error:

@@ -72,6 +72,14 @@ class Life:
             assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
             time.sleep(0.005)
 
+    def wait_for(self, file: Path, timeout_s: float = 240) -> None:
+        """Return once a file is there. Checkpoints are written while training goes on."""
+        deadline = time.monotonic() + timeout_s
+        while not file.exists():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {file.name}"
+            assert time.monotonic() < deadline, f"no {file} within {timeout_s} s"
+            time.sleep(0.005)
+
     def ranks(self) -> list[int]:
         """Process ids of the launcher's children, in the order of their ranks."""
         return sorted(pid for pid in descendants(self.process.pid) if parent(pid) == self.process.pid)

@@ -17,6 +17,7 @@ from trainer.cadence import duration_steps
 from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
+from trainer.data.spoiled import Spoiled
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
@@ -33,10 +34,12 @@ from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
-from trainer.optim import RoleCount, create_optimizer
+from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
+from trainer.saver import Saver
 from trainer.signals import Requests
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
@@ -79,6 +82,7 @@ def _build(
     watchdog: Watchdog,
     undo: ExitStack,
 ) -> Run:
+    collectives.check_equal("run folder", str(config.run_dir))
     collectives.check_equal("configuration", config_digest(config))
     with collectives.agreed_errors():
         check_ranks(config, environment.world_size)
@@ -94,8 +98,13 @@ def _build(
     model, groups = share_statistics(config, environment, order, model)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device))
-        loader = datasets.create_loader(config, order, environment, device)
+        optimizer, roles = create_optimizer(
+            model,
+            config.optim,
+            fused=may_fuse(config, device),
+            binary_scale=binary_lr(config, plan.total_steps),
+        )
+        loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
@@ -111,9 +120,14 @@ def _build(
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
-    about = facts(config, data, environment, groups)
+    about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
+    quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
+    saver = Saver(
+        directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
+    )
+    undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
         config=config,
@@ -142,7 +156,9 @@ def _build(
         ),
         pulse=watchdog.pulse,
         stragglers=Stragglers([place.host for place in places]),
+        quarantine=quarantine,
         recorder=recorder,
+        saver=saver,
         faults=faults,
         directory=directory,
         about=about,
@@ -168,6 +184,12 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
+    """Training samples that the schedule of faults damages, if it does."""
+    samples = frozenset(faults.spoiled_samples())
+    return Spoiled(samples, faults.spoiled, directory / "faults") if samples else None
 
 
 def may_fuse(config: Config, device: torch.device) -> bool:
@@ -331,7 +353,7 @@ def describe(
     for role in roles:
         recorder.note(
             f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay "
-            f"{role.weight_decay:g}"
+            f"{role.weight_decay:g}" + (f", rate x {role.lr_scale:.3g}" if role.lr_scale != 1 else "")
         )
     where = "starts from new weights"
     if found:

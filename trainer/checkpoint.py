@@ -1,33 +1,41 @@
-"""Checkpoints are folders, complete once their manifest is there and every digest in it holds.
+"""A checkpoint is a folder, complete once its manifest is there and every digest in it holds.
 
 step_00001234/
     model.pt  engine.pt  [ema.pt]     tensors, loaded with weights_only=True
     config.yaml                       the resolved configuration
-    manifest.json                     written last: step, progress, SHA-256 and size of every other file
+    manifest.json                     written last: step, progress, SHA-256 and size of every other file, and a seal
+
+The seal is the digest of the manifest itself, and a manifest has exactly the bytes that writing its content again
+gives. So no byte of a checkpoint can change unnoticed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trainer.durable import file_digest, sync_folder, write_file
 from trainer.errors import ConfigError
 
-log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-FORMAT = 1
-_STEP = re.compile(r"step_(\d{8,})")
+FORMAT = 2
+_SEAL = "seal"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+class OtherFormatError(ConfigError):
+    """A whole checkpoint, but of another version of this program."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Progress:
         returned: how often the run has gone back to the checkpoint of a step.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     step: int
     samples_seen: int
     seconds: float
@@ -60,6 +70,29 @@ class Progress:
     returned: dict[str, int] = field(default_factory=dict)
 
 
+class _File(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class _Form(BaseModel):
+    """What every manifest holds, beside further facts."""
+
+    progress: Progress
+    files: dict[str, _File]
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder, -1 if it is not named like one of a run's."""
+    match = _NAME.fullmatch(path.name)
+    return -1 if match is None else int(match[1])
+
+
+def temporary(path: Path) -> Path:
+    """The name that a checkpoint has while it is written or removed, under which it does not count."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def save(
     folder: Path,
     payloads: dict[str, Any],
@@ -70,6 +103,9 @@ def save(
     writing: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint that is either complete or not there.
+
+    A whole one of this step that is there already stays as it is; if it lacked the evaluation of its step, it learns
+    of it.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -83,105 +119,128 @@ def save(
         The checkpoint's folder.
 
     Raises:
-        OSError: the disk is full or not writable; the unfinished folder has been removed.
+        OSError: the disk is full (ENOSPC, EDQUOT) or not writable; the unfinished folder has been removed.
     """
     target = folder / f"step_{progress.step:08d}"
-    # One that an evaluation has been added to since replaces the one without.
-    if is_valid(target) and read_manifest(target)["progress"].get("evaluation_due", False) == progress.evaluation_due:
-        return target
-    temporary = folder / f".{target.name}.tmp"
+    unfinished = temporary(target)
     try:
-        _write(temporary, payloads, progress, config_yaml, about, writing)
+        if is_valid(target):
+            _renew(target, progress)
+            return target
+        _write(unfinished, payloads, config_yaml, {**about, "progress": asdict(progress)}, writing)
+        # One with this name is damaged: whole ones have been dealt with.
         shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        unfinished.rename(target)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        raise OSError(f"cannot save {target}: {error}") from error
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(error.errno, f"cannot save {target}: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     return target
 
 
 def _write(
-    temporary: Path,
-    payloads: dict[str, Any],
-    progress: Progress,
-    config_yaml: str,
-    about: dict[str, Any],
-    writing: Callable[[], None],
+    folder: Path, payloads: dict[str, Any], config_yaml: str, facts: dict[str, Any], writing: Callable[[], None]
 ) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for stem, payload in payloads.items():
-        torch.save(payload, temporary / f"{stem}.pt")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files = {f"{stem}.pt": write_file(folder / f"{stem}.pt", partial(torch.save, p)) for stem, p in payloads.items()}
     writing()
-    (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-    files = {}
-    for path in sorted(temporary.iterdir()):
-        sync_file(path)
-        files[path.name] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
-    manifest = {"format": FORMAT, **about, "progress": asdict(progress), "files": files}
-    path = temporary / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    sync_file(path)
-    sync_folder(temporary)
+    files["config.yaml"] = write_file(folder / "config.yaml", lambda file: file.write(config_yaml.encode()))
+    manifest = {"format": FORMAT, "time": time.time(), **facts, "files": files}
+    write_file(folder / MANIFEST, lambda file: file.write(_sealed(manifest)))
+    sync_folder(folder)
 
 
-def sync_file(path: Path) -> None:
-    """Push a file's bytes to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _renew(path: Path, progress: Progress) -> None:
+    """Replace the progress of a whole checkpoint that was saved before its step's evaluation, in one atomic step.
+
+    Its tensors are those of the same step: what is computed does not depend on when it was saved.
+    """
+    manifest = read_manifest(path)
+    if manifest["progress"]["evaluation_due"] != progress.evaluation_due:
+        unfinished = temporary(path / MANIFEST)
+        write_file(unfinished, lambda file: file.write(_sealed(manifest | {"progress": asdict(progress)})))
+        unfinished.replace(path / MANIFEST)
+        sync_folder(path)
 
 
-def sync_folder(path: Path) -> None:
-    """Push a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sealed(content: dict[str, Any]) -> bytes:
+    """The bytes of a manifest: the one way to write this content, with its digest as the last entry."""
+    seal = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({**content, _SEAL: seal}, indent=1) + "\n").encode()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+    """The manifest of a checkpoint, its seal checked and taken off.
 
     Raises:
-        ConfigError: there is none, or it is not one of this program's.
+        OtherFormatError: it is that of another version of this program.
+        ConfigError: there is none, or it is damaged.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        written = (path / MANIFEST).read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path} is no checkpoint ({error}): name a folder that holds {MANIFEST}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ConfigError(f"{path} is a checkpoint of another format: this program reads format {FORMAT}")
-    return manifest
+    try:
+        content = json.loads(written)
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        # The first format had no seal.
+        whole = content.pop(_SEAL, None) is None or _sealed(content) == written
+        if whole and content.get("format") != FORMAT:
+            raise OtherFormatError(f"{path} is a checkpoint of another format: this program reads format {FORMAT}")
+        if _sealed(content) != written:
+            raise ValueError("its digest differs from the one at its end")
+        _Form.model_validate_json(written, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{path / MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path / MANIFEST} is damaged: {error}") from None
+    return content
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a checkpoint's files; empty if every size and digest holds."""
+    """What is wrong with a checkpoint, each damaged file by its name; empty if every size and digest holds.
+
+    Raises:
+        OtherFormatError: it is that of another version of this program, and nothing can be said about it.
+    """
     try:
         manifest = read_manifest(path)
+    except OtherFormatError:
+        raise
     except ConfigError as error:
         return [str(error)]
-    found = []
-    for name, expected in manifest["files"].items():
-        file = path / name
+    found = [f"{path} holds step {manifest['progress']['step']}"] if _is_misnamed(path, manifest) else []
+    return found + [fault for name, expected in manifest["files"].items() if (fault := _fault(path, name, expected))]
+
+
+def _is_misnamed(path: Path, manifest: dict[str, Any]) -> bool:
+    return step_of(path) not in {-1, manifest["progress"]["step"]}
+
+
+def _fault(path: Path, name: str, expected: dict[str, Any]) -> str:
+    file = path / name
+    try:
         if Path(name).name != name or not file.is_file():
-            found.append(f"{file} is missing")
-        elif file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
-            found.append(f"{file} is damaged: its digest differs from the manifest's")
-    return found
+            return f"{file} is missing"
+        if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
+            return f"{file} is damaged: its digest differs from the manifest's"
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror or error}"
+    return ""
 
 
 def is_valid(path: Path) -> bool:
-    """Whether a checkpoint is complete and undamaged."""
-    return (path / MANIFEST).is_file() and not problems(path)
+    """Whether a checkpoint is complete, undamaged and of this version's format."""
+    try:
+        return (path / MANIFEST).is_file() and not problems(path)
+    except OtherFormatError:
+        return False
 
 
 def load_payload(path: Path, stem: str) -> Any:
@@ -198,80 +257,3 @@ def load_payload(path: Path, stem: str) -> Any:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(f"{file} cannot be loaded as tensors alone ({first_line})") from error
-
-
-def steps(folder: Path) -> list[Path]:
-    """The finished checkpoints under `folder`, oldest first, not verified."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if _STEP.fullmatch(p.name) and (p / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint's folder."""
-    return int(path.name.removeprefix("step_"))
-
-
-def newest_valid(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint; each damaged one passed over is named in a warning."""
-    for path in reversed(steps(folder)):
-        found = problems(path)
-        if not found:
-            return path
-        log.warning("passing over a damaged checkpoint: %s", "; ".join(found))
-    return None
-
-
-def mark_best(folder: Path, path: Path) -> None:
-    """Make `best` name a checkpoint, in one atomic replacement of a link."""
-    link = folder / ".best.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(path.name, target_is_directory=True)
-    link.replace(folder / "best")
-    sync_folder(folder)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the best one."""
-    best = (folder / "best").resolve()
-    for path in steps(folder)[:-keep]:
-        if path.resolve() != best:
-            # Without its manifest a half-removed folder counts as no checkpoint.
-            (path / MANIFEST).unlink()
-            shutil.rmtree(path)
-
-
-def set_aside(folder: Path, progress: Progress) -> None:
-    """Go back to an earlier state: later checkpoints move to `set_aside/`, `best` is what it was then."""
-    for path in steps(folder):
-        if step_of(path) > progress.step:
-            aside = folder / "set_aside"
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / path.name, ignore_errors=True)
-            path.rename(aside / path.name)
-            log.warning("%s is later than where the run goes on; it is kept in %s", path.name, aside)
-    best = folder / f"step_{progress.best_step or 0:08d}"
-    if best.is_dir():
-        mark_best(folder, best)
-    else:
-        (folder / "best").unlink(missing_ok=True)
-
-
-def resolve(path: Path) -> Path:
-    """A checkpoint folder from a checkpoint, a `checkpoints/` folder or a run folder (best first, else newest).
-
-    Raises:
-        ConfigError: nothing there is a checkpoint.
-    """
-    if (path / MANIFEST).is_file() and (path / "model.pt").is_file():
-        return path.resolve()
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    best = folder / "best"
-    if (best / MANIFEST).is_file():
-        return best.resolve()
-    newest = newest_valid(folder)
-    if newest is None:
-        raise ConfigError(f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders")
-    return newest

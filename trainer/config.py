@@ -108,6 +108,12 @@ class DataConfig(Group):
     dont_use_mmap: bool = Field(False, description="true: plain reads, for network file systems")
     synthetic: SyntheticConfig = SyntheticConfig()
     expect: ExpectConfig = ExpectConfig()
+    on_error: Literal["stop", "quarantine"] = Field(
+        "stop", description="a training image that cannot be read: end the run (exit 3), or put another in its place"
+    )
+    max_quarantined: Annotated[int, Field(ge=0)] = Field(
+        100, description="images replaced before the run ends all the same"
+    )
 
 
 class AugmentConfig(Group):
@@ -154,6 +160,11 @@ class OptimConfig(Group):
 
     name: str = Field("sgd", description="sgd, adamw or any name of timm's optimizer factory")
     lr: Positive = Field(0.1, description="peak learning rate")
+    binary_lr: Literal["auto"] | Positive = Field(
+        "auto",
+        description="rate of binary weights, as a multiple of lr; auto: 8 on short schedules, 1 from 4000 steps on; "
+        "reference: 1",
+    )
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     no_decay: tuple[Literal["binary", "weight", "norm", "bias"], ...] = Field(
@@ -283,7 +294,7 @@ class Config(Group):
 # Values that do not change what is computed: a run may go on with others.
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
-    "data.dont_use_mmap",
+    "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
     "train.max_steps", "train.nonfinite", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 

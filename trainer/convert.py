@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import models
 from trainer import checkpoint
 from trainer.config import Config, config_digest, load_config
+from trainer.durable import file_digest
 from trainer.errors import ConfigError
 from trainer.network import instantiate, tensor_differences
 
@@ -92,14 +93,14 @@ def convert(
                 "data_digest": "",
                 "classes": None,
                 "world_size": 1,
-                "converted": {"file": file.name, "sha256": checkpoint.file_digest(file), **official.facts},
+                "converted": {"file": file.name, "sha256": file_digest(file), **official.facts},
             },
         )
     except OSError as error:
         if made:
             with contextlib.suppress(OSError):
                 out.rmdir()
-        raise ConfigError(f"--out {out}: {error}; free or choose another disk") from None
+        raise ConfigError(f"--out {out}: {error.strerror}; free or choose another disk") from None
     return Converted(folder, resolved, official.facts)
 
 

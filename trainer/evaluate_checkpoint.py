@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import Config, load_config
 from trainer.data import datasets
 from trainer.data.order import EvalOrder
@@ -77,7 +77,7 @@ def prepare(path: Path, data: Path | None, *, batch_size: int | None, loader: st
     Raises:
         ConfigError: no checkpoint there, a damaged one, or weights it does not hold.
     """
-    folder = checkpoint.resolve(path)
+    folder = checkpoints.resolve(path)
     damage = checkpoint.problems(folder)
     if damage:
         raise ConfigError(f"{'; '.join(damage)}: evaluate another checkpoint of the run")

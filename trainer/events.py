@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -15,8 +15,6 @@ from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
 from trainer.evaluation import evaluate
 from trainer.run import Run
 from trainer.stopping import EvaluationCut
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,9 @@ def log_training(run: Run) -> None:
         "estimator/power": run.power(step - 1),
     }
     pace = run.feed.read()
-    run.recorder.metrics(step, metrics | pace.metrics() | run.stragglers.observe(pace))
+    told = run.saver.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step)
+    run.recorder.metrics(step, metrics | pace.metrics() | told)
+    report_saves(run)
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
@@ -95,44 +95,63 @@ def evaluate_and_log(run: Run) -> bool:
 
 
 def save(run: Run, *, best: bool) -> None:
-    """Save a checkpoint from rank 0, unless it is not finite; a failed save is a warning, training goes on.
+    """Have rank 0 save a checkpoint, unless it is not finite; training goes on while it is written.
 
     Raises:
+        ConfigError: on rank 0, an earlier save failed, for another reason than a full disk.
         NonFiniteError: a bad step that the host has not yet heard of.
     """
     nonfinite.answer(run, done=run.state.step)
+    run.quarantine.share(run.state.step)
     run.pulse.beat("saving")
-    with run.feed.paused():
+    with run.feed.paused(), run.saver.stalling():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]
         for model in models:
             average_statistics(model)
         nonfinite.refuse_bad_state(run)
         engine_state = run.engine.state()
         if collectives.is_main():
-            try:
-                _save(run, engine_state, best=best)
-            except OSError as error:
-                log.warning("%s; training goes on, the next save is tried when it is due", error)
+            _save(run, engine_state, best=best)
+    report_saves(run)
 
 
 def _save(run: Run, engine_state: dict[str, object], *, best: bool) -> None:
     payloads: dict[str, object] = {"model": run.model.state_dict(), "engine": engine_state}
     if run.ema is not None:
         payloads["ema"] = run.ema.module.state_dict()
-    progress = checkpoint.Progress(**asdict(run.state), journal_offset=run.recorder.offset(), meters=run.meters.state())
-    path = checkpoint.save(
-        run.checkpoints,
+    offset = run.recorder.offset()
+    run.saver.save(
         payloads,
-        progress=progress,
+        progress=checkpoint.Progress(**asdict(run.state), journal_offset=offset, meters=run.meters.state()),
         config_yaml=run.config.to_yaml(),
         about=run.about,
-        writing=run.faults.writing,
+        best=best,
+        # Else a power cut could leave a checkpoint of which the journal knows nothing.
+        first=partial(run.recorder.wait, offset),
     )
-    if best:
-        checkpoint.mark_best(run.checkpoints, path)
-    checkpoint.prune(run.checkpoints, run.config.checkpoint.keep)
-    run.recorder.saved(path)
-    run.faults.written(path, run.state.step)
+
+
+def report_saves(run: Run) -> None:
+    """Say in status.json what has become of the saves; every log step asks.
+
+    Raises:
+        ConfigError: on rank 0, a save failed, for another reason than a full disk.
+    """
+    news = run.saver.news()
+    if news is not None:
+        run.recorder.saved(news.saved, news.trouble)
+
+
+def _see_saved(run: Run) -> None:
+    """Wait, on all ranks, until the last save is on the disk.
+
+    Raises:
+        ConfigError: on every rank: it cannot be.
+    """
+    run.pulse.beat("waiting for the last save")
+    with collectives.agreed_errors():
+        run.saver.finish()
+    report_saves(run)
 
 
 def result(run: Run, exit_code: int) -> Result:
@@ -152,7 +171,12 @@ def result(run: Run, exit_code: int) -> Result:
 
 
 def stopped(run: Run) -> Result:
-    """Leave together, with a checkpoint saved: a rank that exits first would take its peers down while they save."""
+    """Leave together, with a checkpoint saved: a rank that exits first would take its peers down while they save.
+
+    Raises:
+        ConfigError: on every rank: it could not be saved.
+    """
+    _see_saved(run)
     ended = result(run, EXIT_STOPPED)
     reason = f"stopped on request ({run.stopper.reason or 'of another rank'}); start again to go on"
     run.pulse.beat("closing the run")
@@ -162,7 +186,12 @@ def stopped(run: Run) -> Result:
 
 
 def finished(run: Run) -> Result:
-    """Write `result.json` and close the run."""
+    """Write `result.json` and close the run.
+
+    Raises:
+        ConfigError: on every rank: the last checkpoint could not be saved.
+    """
+    _see_saved(run)
     ended = result(run, EXIT_FINISHED)
     run.pulse.beat("closing the run")
     run.recorder.close("finished", exit_code=EXIT_FINISHED, result=asdict(ended))

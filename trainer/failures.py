@@ -77,6 +77,7 @@ def note_failure(directory: Path, exit_code: int, message: str, *, stopped: bool
         epoch=status.epoch,
         metrics=status.metrics,
         checkpoint=status.checkpoint,
+        trouble=status.trouble,
         exit_code=exit_code,
         error=message,
     )

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import checkpoint
+from trainer.checkpoints import steps
 from trainer.data.batch import Batch
 from trainer.errors import ConfigError
 
@@ -119,7 +119,9 @@ class Faults:
         self._rank = rank
         met = _met(self._ledger)
         mine = [fault for fault in schedule if fault.rank in (None, rank)]
-        self._open = [fault for fault in mine if (fault.text, rank) not in met]
+        # A file is repaired for all ranks.
+        repaired = {text for text, _ in met if text.startswith("corrupt")}
+        self._open = [fault for fault in mine if (fault.text, rank) not in met and fault.text not in repaired]
         self._under_way: set[Fault] = set()
         self._saves = 0
         if schedule:
@@ -175,7 +177,7 @@ class Faults:
     def before_resuming(self, checkpoints: Path) -> None:
         """This start is about to look for a checkpoint; rank 0 alone."""
         for fault in [f for f in self._open if f.kind == "flip" and f.first == LATEST]:
-            if found := checkpoint.steps(checkpoints):
+            if found := steps(checkpoints):
                 self._flip(fault, found[-1])
 
     def spoiled_samples(self) -> list[int]:

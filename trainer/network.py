@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from reste import create_estimator
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import Config, EstimatorConfig, ModelConfig
 from trainer.errors import ConfigError
 from trainer.seeding import seed_initialisation
@@ -103,9 +103,12 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Start from a checkpoint's evaluated weights alone (its moving average if it has one).
 
     Raises:
-        ConfigError: no checkpoint there, or it is of another model.
+        ConfigError: no checkpoint there, a damaged one, or one of another model.
     """
-    folder = checkpoint.resolve(path)
+    folder = checkpoints.resolve(path)
+    damage = checkpoint.problems(folder)
+    if damage:
+        raise ConfigError(f"model.init={path}: {'; '.join(damage)}; name another checkpoint")
     stem = "ema" if (folder / "ema.pt").is_file() else "model"
     load_weights(model, checkpoint.load_payload(folder, stem), folder)
 

@@ -14,7 +14,7 @@ import shlex
 
 import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import Config
 from trainer.distributed import collectives
 from trainer.errors import NonFiniteError
@@ -77,7 +77,7 @@ def log_bad_step(run: Run, bad: BadStep, policy: str) -> None:
 def report(run: Run, bad: BadStep) -> dict[str, object]:
     """What there is to know of a bad step. Everything random in it follows from seed, step and sample ids."""
     ids = run.order.batch_ids(bad.step)
-    before = [p for p in checkpoint.steps(run.checkpoints) if checkpoint.step_of(p) <= bad.step]
+    before = [p for p in checkpoints.steps(run.checkpoints) if checkpoint.step_of(p) <= bad.step]
     return {
         "step": bad.number,
         "epoch": bad.step // run.plan.steps_per_epoch + 1,
@@ -134,8 +134,9 @@ def roll_back(run: Run, bad: int, done: int) -> None:
         NonFiniteError: there is no checkpoint, or this one has been returned to too often.
     """
     path = None
-    if collectives.is_main():
-        path = checkpoint.newest_valid(run.checkpoints)
+    with collectives.agreed_errors():
+        if collectives.is_main():
+            path = run.saver.newest()
     path = collectives.broadcast_object(path)
     if path is None:
         raise too_bad(f"step {bad} is not finite, and there is no checkpoint to go back to", ADVICE)

@@ -10,20 +10,43 @@ import torch
 from torch import nn
 
 from reste import binary_layers
-from trainer.config import OptimConfig
+from trainer.config import Config, OptimConfig
 from trainer.errors import ConfigError
 
 ROLES = ("binary", "weight", "norm", "bias")
+LONG_STEPS = 4000
+"""A schedule of so many steps lets binary weights find their signs at the rate of all others."""
+MOST = 8.0
+"""Largest multiple of the rate on shorter ones."""
 
 
 @dataclass(frozen=True)
 class RoleCount:
-    """How many tensors and numbers fell under a role, and their weight decay."""
+    """Tensors and numbers under a role, their weight decay, and their learning rate as a multiple of `optim.lr`."""
 
     role: str
     tensors: int
     parameters: int
     weight_decay: float
+    lr_scale: float
+
+
+def binary_lr(config: Config, total_steps: int) -> float:
+    """The learning rate of latent weights, as a multiple of `optim.lr`.
+
+    A latent weight acts by its sign alone, so that what its rate means depends on its size: it turns after about
+    |w| / (rate x gradient) steps. At the paper's rate and initialisation, a schedule of some hundred steps turns
+    hardly any. `auto` is min(8, 4000 / steps), at least 1; the official arithmetic has 1 (docs/short_trainings.md).
+
+    Args:
+        config: its `optim.binary_lr` is the answer, if it is a number.
+        total_steps: optimizer steps of the whole schedule.
+    """
+    if config.optim.binary_lr != "auto":
+        return config.optim.binary_lr
+    if config.model.numerics == "reference":
+        return 1.0
+    return min(max(LONG_STEPS / total_steps, 1.0), MOST)
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
@@ -53,8 +76,12 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict[str, Any]], list[RoleCount]]:
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, binary_scale: float = 1.0
+) -> tuple[list[dict[str, Any]], list[RoleCount]]:
     """One optimizer group per role that the model has, and a report of them.
+
+    Each has `lr_scale`, its rate as a multiple of the common one: `binary_scale` for latent weights, else 1.
 
     Raises:
         AssertionError: a parameter would be left out or appear twice.
@@ -68,8 +95,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict[s
         if not members:
             continue
         decay = 0.0 if role in config.no_decay else config.weight_decay
-        groups.append({"params": members, "weight_decay": decay})
-        report.append(RoleCount(role, len(members), sum(p.numel() for p in members), decay))
+        scale = binary_scale if role == "binary" else 1.0
+        groups.append({"params": members, "weight_decay": decay, "lr_scale": scale})
+        report.append(RoleCount(role, len(members), sum(p.numel() for p in members), decay, scale))
     covered = [id(p) for group in groups for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(covered) == sorted(trainable), "parameter roles do not cover the model exactly once"
@@ -77,7 +105,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> tuple[list[dict[s
 
 
 def create_optimizer(
-    model: nn.Module, config: OptimConfig, *, fused: bool
+    model: nn.Module, config: OptimConfig, *, fused: bool, binary_scale: float = 1.0
 ) -> tuple[torch.optim.Optimizer, list[RoleCount]]:
     """The configured optimizer over role groups, and the groups' report.
 
@@ -85,11 +113,12 @@ def create_optimizer(
         model: its trainable parameters are all covered.
         config: name, momentum, weight decay; the learning rate is set before each step.
         fused: use torch's fused kernels where the optimizer has them.
+        binary_scale: rate of latent weights, as a multiple of all others'.
 
     Raises:
         ConfigError: timm's factory does not know the optimizer.
     """
-    groups, report = parameter_groups(model, config)
+    groups, report = parameter_groups(model, config, binary_scale)
     # In timm's factory `sgd` means Nesterov's momentum, `momentum` means the plain one.
     name = "momentum" if config.name == "sgd" and not config.nesterov else config.name
     options = {"fused": True} if fused and name in {"sgd", "momentum", "adam", "adamw"} else {}

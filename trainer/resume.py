@@ -13,7 +13,7 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import Config, fixed_values, load_config
 from trainer.distributed import collectives
 from trainer.distributed.engine import Engine
@@ -88,7 +88,7 @@ def _accept(config: Config, path: Path, environment: Environment, data_digest: s
     saved_groups = manifest.get("batchnorm_groups", batchnorm_groups)
     refuse_other_statistics(config, saved_groups, batchnorm_groups, environment)
     progress = checkpoint.Progress(**manifest["progress"])
-    checkpoint.set_aside(config.run_dir / "checkpoints", progress)
+    checkpoints.set_aside(config.run_dir / "checkpoints", progress)
     return Found(path, progress, manifest["world_size"])
 
 
@@ -119,10 +119,10 @@ def _keep_old_run(directory: Path) -> None:
     log.warning("resume=never: the earlier run is kept in %s", kept)
 
 
-def _choose(config: Config, checkpoints: Path) -> Path | None:
+def _choose(config: Config, folder: Path) -> Path | None:
     if config.resume == "auto":
-        return checkpoint.newest_valid(checkpoints)
-    path = checkpoint.resolve(Path(config.resume))
+        return checkpoints.take_up(folder)
+    path = checkpoints.resolve(Path(config.resume))
     found = checkpoint.problems(path)
     if found:
         raise ConfigError(f"resume={config.resume}: {'; '.join(found)}; resume=auto takes the newest good one")

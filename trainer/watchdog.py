@@ -65,6 +65,8 @@ class Watchdog:
         if rank == 0:
             for old in logs.glob("hang-*"):
                 shutil.rmtree(old, ignore_errors=True)
+            for written in logs.glob("collectives_rank_*.json"):
+                written.unlink()
         self._log = (logs / f"rank_{rank}.log").open("a", encoding="utf-8")
         faulthandler.register(DUMP_SIGNAL, file=self._log, all_threads=True, chain=False)
         faulthandler.enable(file=self._log, all_threads=True)
@@ -119,6 +121,8 @@ class Watchdog:
         if not self._inquest.is_known() and self._log is not None:
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
+            place = self._directory / "logs" / f"collectives_rank_{self._inquest.rank}.json"
+            place.write_text(collectives.recorded(), encoding="utf-8")
         rank = self._inquest.rank
         own = Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats)
         reports, found = self._inquest.gather(own)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from trainings import QUICK, SMALL, Life, metrics, records, reste
+
+from trainer import checkpoint, checkpoints
 
 STEPS = 24  # of the 31 steps of the first epoch
 BASE = [*SMALL, f"train.max_steps={STEPS}", "checkpoint.every=5", "eval.every=12"]
@@ -48,9 +52,10 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
     command = arguments(tmp_path, "killed", digits, ranks, extra)
     run = tmp_path / "killed"
     journal, log = run / "journal.jsonl", tmp_path / "log.txt"
-    for step in (8, 17):
+    for step, saved in ((8, 5), (17, 15)):
         with Life(*command, log=log) as life:
             life.wait_for_step(journal, step)
+            life.wait_for(run / f"checkpoints/step_{saved:08d}/manifest.json")
             life.kill()
     last = reste("train", *command)
     assert last.returncode == 0, last.stderr
@@ -70,3 +75,30 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
         assert equal(left, right), stem
     if "ema" in stems:
         assert torch.load(run / final / "engine.pt", weights_only=True)["scaler"]["scale"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path, digits: Path) -> None:
+    busy = (f"train.max_steps={4 * STEPS}", "checkpoint.every=1", "train.batch_size=16", "log.indicators_every=0")
+    whole = reste("train", *arguments(tmp_path, "whole", digits, 1, busy))
+    assert whole.returncode == 0, whole.stderr
+    command = arguments(tmp_path, "killed", digits, 1, busy)
+    run = tmp_path / "killed"
+    draw = random.Random(11)
+    newest = 0
+    for _ in range(10):
+        with Life(*command, log=tmp_path / "log.txt") as life:
+            life.wait_for_step(run / "journal.jsonl", newest + 2)
+            time.sleep(draw.uniform(0, 0.2))
+            life.kill()
+        path = checkpoints.newest_valid(run / "checkpoints")
+        assert path is not None
+        assert checkpoint.step_of(path) > newest, "a life that saves moves on"
+        newest = checkpoint.step_of(path)
+        assert all(map(checkpoint.is_valid, checkpoints.steps(run / "checkpoints")))
+    last = reste("train", *command)
+    assert last.returncode == 0, last.stderr
+    assert metrics(run / "journal.jsonl") == metrics(tmp_path / "whole" / "journal.jsonl")
+    final = f"checkpoints/step_{4 * STEPS:08d}"
+    assert equal(*(checkpoint.load_payload(tmp_path / name / final, "model") for name in ("whole", "killed")))

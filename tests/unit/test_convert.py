@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from launch.cli import app
-from trainer import checkpoint
+from trainer import checkpoint, checkpoints
 from trainer.config import load_config
 from trainer.convert import KNOWN, convert
 from trainer.data.prepare.folder import prepare_folder
@@ -206,5 +206,5 @@ def test_the_command_says_what_it_found_and_what_to_do_next(tmp_path):
     assert "vgg_small_1w1a, 1W1A, 10 classes, reference numerics" in done.output
     assert "the file says: model vgg_small_1w1a, epoch 1000, best top-1 86.75 %" in done.output
     assert f"reste evaluate {out} --data ROOT" in done.output
-    manifest = checkpoint.read_manifest(checkpoint.resolve(out))
+    manifest = checkpoint.read_manifest(checkpoints.resolve(out))
     assert manifest["converted"]["sha256"] == checkpoint.file_digest(file)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import checkpoint
 from trainer.config import Config, load_config
 from trainer.data.index import load_summary
 from trainer.distributed.environment import Environment
@@ -229,3 +230,27 @@ def test_before_training_a_doubt_is_a_warning_and_a_sure_failure_refuses(
 def test_every_linear_layer_counts_once() -> None:
     model = nn.Linear(10, 10)
     assert files.checkpoint_bytes(model, CONFIG) == pytest.approx(2 * 110 * 4, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_room_asked_for_is_what_a_checkpoint_takes(tmp_path: Path, name: str) -> None:
+    config = load_config(None, ["model.name=resnet20_1w1a", f"optim.name={name}", "train.ema=0.9"])
+    model = create_network(config, ["0", "1"], torch.device("cpu"))
+    optimizer, _ = create_optimizer(model, config.optim, fused=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    weights = model.state_dict()
+    path = checkpoint.save(
+        tmp_path / "checkpoints",
+        {"model": weights, "engine": {"optimizer": optimizer.state_dict()}, "ema": weights},
+        progress=checkpoint.Progress(1, 0, 0.0, {}, {}, None, 0, []),
+        config_yaml=config.to_yaml(),
+        about={},
+    )
+    taken = sum(file.stat().st_size for file in path.iterdir())
+    assert files.checkpoint_bytes(model, config) == pytest.approx(taken, rel=0.05)
+    facts = files.room(tmp_path, taken, count=4)
+    assert facts["needed"] == 3 * taken, "what is there is not asked for again"
+    path.rename(checkpoint.temporary(path))
+    assert files.room(tmp_path, taken, count=4)["needed"] == 3 * taken, "nor is what will be cleared away"

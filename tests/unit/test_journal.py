@@ -210,7 +210,11 @@ def test_a_full_disk_neither_ends_training_nor_tears_a_line(path: Path, caplog: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * one + one // 2, old[1]))
         for step in range(1, 6):
             journal.write({"x": 0.0}, step=step)
-        assert path.stat().st_size == journal.offset()
+        assert path.stat().st_size == 2 * one
+        # What a checkpoint records is where the waiting lines will end; it must not count before they are there.
+        behind = journal.offset()
+        with pytest.raises(OSError, match="wait for room"):
+            journal.wait(behind)
         during = [record["step"] for record in records(path)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -218,6 +222,9 @@ def test_a_full_disk_neither_ends_training_nor_tears_a_line(path: Path, caplog: 
     assert during == [0, 1]
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     journal.write({"x": 0.0}, step=6)
+    journal.wait(behind)
+    assert path.read_bytes()[:behind].endswith(b"}\n")
+    assert len(path.read_bytes()[:behind].splitlines()) == 6
     assert [record["step"] for record in records(path)] == list(range(7))
 
 

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 import models
-from trainer.config import OptimConfig
+from reste import BinaryLinear, create_estimator
+from trainer.config import OptimConfig, load_config
+from trainer.distributed.update import update
 from trainer.errors import ConfigError
-from trainer.optim import create_optimizer, parameter_groups, parameter_roles
+from trainer.optim import binary_lr, create_optimizer, parameter_groups, parameter_roles
 
 
 def test_the_roles_of_resnet18_are_those_counted_in_the_paper() -> None:
@@ -71,6 +73,37 @@ def test_sgd_moves_as_torch_sgd_does(nesterov: bool) -> None:
             opt.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize(
+    ("steps", "overrides", "expected"),
+    [
+        (480, [], 8.0),
+        (500, [], 8.0),
+        (1000, [], 4.0),
+        (4000, [], 1.0),
+        (426_500, [], 1.0),
+        (480, ["model.numerics=reference"], 1.0),
+        (480, ["optim.binary_lr=2.5"], 2.5),
+        (480, ["model.numerics=reference", "optim.binary_lr=3"], 3.0),
+    ],
+)
+def test_binary_weights_learn_faster_on_short_schedules(steps: int, overrides: list[str], expected: float) -> None:
+    assert binary_lr(load_config(None, overrides), steps) == expected
+
+
+def test_only_latent_weights_have_a_rate_of_their_own() -> None:
+    model = nn.Sequential(BinaryLinear(4, 4, bias=False, weight_estimator=create_estimator("reste")), nn.Linear(4, 2))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    config = OptimConfig(momentum=0.0, weight_decay=0.0)
+    optimizer, report = create_optimizer(model, config, fused=False, binary_scale=8.0)
+    assert {role.role: role.lr_scale for role in report} == {"binary": 8.0, "weight": 1.0, "bias": 1.0}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    update(optimizer, optimizer, scaler, lr=0.25, blocked=torch.zeros(()))
+    moved = {name: (before[name] - value).mean().item() for name, value in model.named_parameters()}
+    assert moved == pytest.approx({"0.weight": 2.0, "1.weight": 0.25, "1.bias": 0.25}, rel=1e-5)
 
 
 def test_an_unknown_optimizer_is_refused_with_the_known_ones() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +40,8 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    # The flight recorder: the last so many collectives of each rank, for `recorded`.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=meet(env),
@@ -46,6 +50,16 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
         timeout=timedelta(seconds=timeout_s),
         device_id=device if cuda else None,
     )
+
+
+def recorded() -> str:
+    """The collectives that this rank began last, with shapes, times and states: what torch's flight recorder holds.
+
+    JSON, an object with `gloo` and `nccl`; either is null where this torch does not record it.
+    """
+    recorders = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
+    dumps = {name: getattr(torch._C._distributed_c10d, function, None) for name, function in recorders.items()}
+    return json.dumps({name: None if dump is None else json.loads(dump()) for name, dump in dumps.items()})
 
 
 def init_alone() -> None:

@@ -19,11 +19,11 @@ def update(
         target: whose `step()` moves the weights: the optimizer, or what an engine has put around it.
         optimizer: the basic one, whose kernels compute.
         scaler: of fp16's loss; disabled for other precisions.
-        lr: learning rate of every group.
+        lr: learning rate; each group's is this times its `lr_scale`.
         blocked: 0-d, on the device.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     if scaler.is_enabled():
         if not blocked.item():
             scaler.step(target)

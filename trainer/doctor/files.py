@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoints
 from trainer.config import Config, OptimConfig
 from trainer.doctor.check import ByRank, Check, Context, Facts, Problem, unlike_the_first
 from trainer.errors import ConfigError
@@ -141,7 +141,9 @@ def look_at_disk(context: Context) -> Facts:
 
 def room(run_dir: Path, size: int, count: int) -> Facts:
     """Bytes free where the run's folder is, and bytes that checkpoints will still take; those there already count."""
-    present = sum(file.stat().st_size for step in checkpoint.steps(run_dir / "checkpoints") for file in step.iterdir())
+    folder = run_dir / "checkpoints"
+    there = [*checkpoints.steps(folder), *checkpoints.stumps(folder)]
+    present = sum(file.stat().st_size for path in there for file in path.iterdir())
     free = shutil.disk_usage(nearest(run_dir)).free
     return {"place": str(nearest(run_dir)), "free": free, "size": size, "needed": max(count * size - present, size)}
 

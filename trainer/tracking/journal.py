@@ -10,6 +10,7 @@ the strings "inf", "-inf" and "nan", since JSON has no such numbers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -62,8 +63,20 @@ class Journal:
         self._append({**(fields or {}), "type": "event", "step": step, "time": self._clock(), "event": name})
 
     def offset(self) -> int:
-        """Bytes written so far: where the next line begins. A checkpoint records it, after `sync`."""
-        return self._size
+        """Bytes of all lines so far, those included that wait for room: where the next line begins."""
+        return self._size + sum(map(len, self._unwritten))
+
+    def wait(self, offset: int) -> None:
+        """Wait until all lines before `offset` are on the disk. Another thread than the writer's may call it.
+
+        Raises:
+            OSError: some of them wait for room, or the disk fails.
+        """
+        if self._descriptor < 0:
+            return
+        if self._size < offset:
+            raise OSError(errno.ENOSPC, f"lines of {self.path} wait for room")
+        os.fsync(self._descriptor)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk, so that they survive a power cut."""

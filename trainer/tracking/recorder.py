@@ -50,6 +50,7 @@ class Recorder:
         self._sender: MlflowSender | None = None
         self._metrics: dict[str, float] = {}
         self._checkpoint: str | None = None
+        self._trouble: str | None = None
         self._step = 0
         self._status_at = 0.0
         self._closed = False
@@ -168,13 +169,17 @@ class Recorder:
         self._journal.event(name, step=step, fields=fields)
 
     def offset(self) -> int:
-        """Bytes of the journal so far, on the disk; a checkpoint records them."""
-        self._journal.sync()
+        """Bytes of the journal so far; a checkpoint records them."""
         return self._journal.offset()
 
-    def saved(self, path: Path) -> None:
-        """A checkpoint is complete."""
-        self._checkpoint = f"checkpoints/{path.name}"
+    def wait(self, offset: int) -> None:
+        """Wait until so much of the journal is on the disk; for the thread that saves. Raises `OSError`."""
+        self._journal.wait(offset)
+
+    def saved(self, path: Path | None, trouble: str | None = None) -> None:
+        """Which checkpoint is complete, None if it is no other, and what keeps a newer one from being so."""
+        self._checkpoint = self._checkpoint if path is None else f"checkpoints/{path.name}"
+        self._trouble = trouble
         self._still_running()
 
     def close(self, state: State, *, exit_code: int, reason: str | None = None, result: Any = None) -> None:
@@ -236,6 +241,7 @@ class Recorder:
             eta_s=self._progress.eta_s,
             metrics=self._metrics,
             checkpoint=self._checkpoint,
+            trouble=self._trouble,
             exit_code=exit_code,
             error=error,
         )

@@ -30,7 +30,8 @@ class Status:
     """One moment of a run.
 
     `eta_s` is in seconds, `time` in unix seconds, `metrics` are the last ones logged, `checkpoint` is a
-    path in the run folder, `exit_code` is that of `reste train` and None while it runs, `error` is one line.
+    path in the run folder, `trouble` says why a newer one is not saved, `exit_code` is that of `reste train` and None
+    while it runs, `error` is one line.
     """
 
     state: State
@@ -40,6 +41,7 @@ class Status:
     eta_s: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
+    trouble: str | None = None
     exit_code: int | None = None
     error: str | None = None
     time: float = 0.0
@@ -76,6 +78,7 @@ def write_status(
     eta_s: float | None = None,
     metrics: Mapping[str, float] | None = None,
     checkpoint: str | None = None,
+    trouble: str | None = None,
     exit_code: int | None = None,
     error: str | None = None,
 ) -> None:
@@ -88,6 +91,7 @@ def write_status(
         eta_s=eta_s,
         metrics={key: float(value) for key, value in (metrics or {}).items()},
         checkpoint=checkpoint,
+        trouble=trouble,
         exit_code=exit_code,
         error=None if error is None else redact(error),
         time=time.time(),
