@@ -51,7 +51,11 @@ class Server:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        until(self._answers, 70)
+        try:
+            until(self._answers, 70)
+        except AssertionError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         if self._process is not None:
