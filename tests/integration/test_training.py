@@ -145,7 +145,7 @@ def test_torchrun_starts_ranks_too(tmp_path: Path, digits: Path) -> None:
 def test_a_non_finite_loss_ends_with_4_and_moves_no_weight(tmp_path: Path, digits: Path) -> None:
     done = reste(
         *("train", QUICK, *SMALL, f"data.root={digits}", f"run.dir={tmp_path}", "run.name=x"),
-        *("optim.lr=1e38", "optim.warmup=0ep", "estimator.name=identity", "checkpoint.every=1", "eval.every=0"),
+        *("optim.lr=1e30", "optim.warmup=0ep", "estimator.name=identity", "checkpoint.every=1", "eval.every=0"),
     )
     assert done.returncode == 4, done.stderr
     assert "not finite at step" in done.stderr

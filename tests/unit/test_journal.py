@@ -201,7 +201,7 @@ def test_writing_to_a_closed_journal_is_a_mistake_that_shows(path: Path) -> None
 
 
 def test_a_full_disk_neither_ends_training_nor_tears_a_line(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(path)
+    journal = Journal(path, clock=lambda: 1700000000.25)
     journal.write({"x": 0.0}, step=0)
     one = journal.offset()
     # A file-size limit makes the kernel write a part and then refuse, as a full disk does.

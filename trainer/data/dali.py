@@ -256,7 +256,7 @@ class _Recipe:
         """
         dali = _import_dali()
         fn, types = dali.fn, dali.types
-        told = fn.peek_image_shape(encoded)
+        told = fn.peek_image_shape(encoded, adjust_orientation=False)
         is_right = (told[0] == size[0]) & (told[1] == size[1])
         length = fn.cast(encoded.shape()[0], dtype=types.INT32) * fn.cast(is_right, dtype=types.INT32)
         return fn.slice(encoded, start=np.zeros(1, np.int32), shape=length, axes=[0])
