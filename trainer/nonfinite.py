@@ -10,6 +10,7 @@ Whichever it is, `nonfinite/step_N.json` in the run's folder says which images i
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 
 import torch
@@ -114,7 +115,7 @@ def refuse_bad_state(run: Run) -> None:
         NonFiniteError: some weight or statistic is not finite, and there is no going back.
     """
     floats = [tensor for tensor in run.model.state_dict().values() if tensor.is_floating_point()]
-    if not collectives.agree_any(not all(torch.stack(torch._foreach_norm(floats)).isfinite().tolist())):
+    if not collectives.agree_any(not all(torch.stack(torch._foreach_norm(floats, math.inf)).isfinite().tolist())):
         return
     done = run.state.step
     if run.config.train.nonfinite != "rollback":
