@@ -48,6 +48,7 @@ VARIANTS = {
     "numerics": Variant(NUMERICS),
     "slope": Variant(("estimator.normalize=false",)),
     "no_decay": Variant(NO_DECAY),
+    "binary_lr": Variant(("optim.binary_lr=1",)),
     "power": Variant(POWER),
     "rate": Variant(RATE),
     "all": Variant(NUMERICS + NO_DECAY + POWER + RATE),

@@ -2,7 +2,8 @@
 
 Debian's packages oxygen-icon-theme, gnome-icon-theme and tango-icon-theme hold icons of many sizes in nine categories.
 Each is laid on white, made 32 pixels large and kept as JPEG. Icons of one name are on one side only, whatever theme or
-size they come from, so that nothing is recognised because its twin was seen.
+size they come from, so that nothing is recognised because its twin was seen. On the test side are further sizes and
+mirror images.
 
     apt-get install oxygen-icon-theme gnome-icon-theme tango-icon-theme
     python benchmarks/icons.py data/icons
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from trainer.data.prepare.folder import prepare_folder
 
@@ -29,6 +30,8 @@ SOURCES = {
     "tango": ("Tango", (32,)),
 }
 """Theme -> its folder, and the sizes that are taken from it, in pixels."""
+TESTED_TOO = {"oxygen": (22, 256), "gnome": (22, 24), "tango": (22, 24)}
+"""Theme -> further sizes, for testing alone: with more images less of a difference is chance."""
 THINNED = {"actions": (48,)}
 """Half of all icons are actions: of that category only these sizes are taken."""
 PIXELS = 32
@@ -54,6 +57,16 @@ def icons_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.png") if not path.is_symlink())
 
 
+def keep(path: Path, folders: list[Path], prefix: str, mirrored: bool) -> None:
+    """Render an icon into each folder; its mirror image, too, if it is tested on: training sees it mirrored as well."""
+    image = rendered(path)
+    images = {"": image} | ({"_mirrored": ImageOps.mirror(image)} if mirrored else {})
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, each in images.items():
+            each.save(folder / f"{prefix}_{path.stem}{suffix}.jpg", quality=95, subsampling=0)
+
+
 def main(
     root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/icons"),
     icons: Annotated[Path, typer.Option(help="Where the themes are installed.")] = Path("/usr/share/icons"),
@@ -65,14 +78,12 @@ def main(
     if root.exists():
         raise SystemExit(f"{root} exists: remove it, or name another folder")
     for theme, (folder, sizes) in SOURCES.items():
-        taken = ((size, category) for size in sizes for category in CLASSES if size in THINNED.get(category, sizes))
-        for size, category in taken:
+        every = (*sizes, *TESTED_TOO[theme])
+        for size, category in ((s, c) for s in every for c in CLASSES if s in THINNED.get(c, every)):
             for path in icons_of(icons / folder / f"{size}x{size}" / category):
-                image = rendered(path)
-                for place in PLACES[side(path.stem)]:
-                    target = root / place / category / f"{theme}_{size}_{path.stem}.jpg"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    image.save(target, quality=95, subsampling=0)
+                where = side(path.stem)
+                if where == "test" or size in sizes:
+                    keep(path, [root / place / category for place in PLACES[where]], f"{theme}_{size}", where == "test")
     for name in ("final", "choose"):
         typer.echo(f"{root / name}: {prepare_folder(root / name).samples}")
 

@@ -97,6 +97,7 @@ def main(
 def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict[str, Any]:
     """What the runs of one case came to."""
     top1 = [series(folder, name, "val/top1") for name in names]
+    mean_top1 = [statistics.fmean(at) for at in zip(*top1, strict=True)]
     loss = [series(folder, name, "train/loss") for name in names]
     instability = [series(folder, name, "indicator/gradient_instability") for name in names]
     return {
@@ -109,21 +110,25 @@ def row(folder: Path, case: str, overrides: list[str], names: list[str]) -> dict
         "lost_since_best": spread([max(run) - run[-1] for run in top1]),
         "lowest_train_loss": spread([min(run) for run in loss]),
         "final_train_loss": spread([run[-1] for run in loss]),
+        "signs_flipped_since_start": [flipped(folder / name, since_start=True) for name in names],
         "signs_flipped_since_best": [flipped(folder / name) for name in names],
+        "lost_since_best_of_the_mean": round(max(mean_top1) - mean_top1[-1], 2),
         "top1_by_epoch": [[round(value, 2) for value in run] for run in top1],
-        "mean_top1_by_epoch": [round(statistics.fmean(at), 2) for at in zip(*top1, strict=True)],
+        "mean_top1_by_epoch": [round(value, 2) for value in mean_top1],
         "mean_train_loss_by_epoch": [round(statistics.fmean(at), 4) for at in zip(*loss, strict=True)],
         "mean_instability_by_epoch": [float(f"{statistics.fmean(at):.3g}") for at in zip(*instability, strict=True)],
     }
 
 
-def flipped(run: Path) -> float:
-    """Binary weights, in percent, whose sign at the end is not that of the best evaluation."""
+def flipped(run: Path, *, since_start: bool = False) -> float:
+    """Binary weights, in percent, whose sign at the end is not that of the best evaluation (or of the beginning)."""
     best, last = (run / "checkpoints" / "best", checkpoints.steps(run / "checkpoints")[-1])
     classes = checkpoint.read_manifest(last)["classes"]
     network = create_network(load_config(run / "config.yaml"), classes, torch.device("cpu"))
     names = [f"{name}.weight" for name, _ in binary_layers(network)]
     then, now = (checkpoint.load_payload(path, "model") for path in (best, last))
+    if since_start:
+        then = network.state_dict()
     changed = torch.cat([((then[name] >= 0) != (now[name] >= 0)).flatten() for name in names])
     return round(100 * changed.double().mean().item(), 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import string
@@ -15,7 +16,9 @@ from rich.console import Console
 
 from launch.batch_options import BatchOptions, array_tasks
 from trainer.config import Config, load_config
+from trainer.config_yaml import UNPRINTABLE
 from trainer.errors import ConfigError
+from trainer.secrets import redact
 
 TEMPLATE = Path(__file__).parent / "slurm" / "template.sh"
 TASK = "%a"
@@ -41,6 +44,7 @@ def render(path: Path, overrides: list[str], options: BatchOptions, *, log: str 
         ConfigError: the configuration is wrong, or cannot be trained by a job that starts again.
     """
     folder = run_folder(path, overrides, options)
+    _refuse_what_no_script_may_hold([str(path), *overrides])
     values = {
         "command": shlex.join(["reste", "slurm", "render", str(path), *overrides, *options.arguments()]),
         "name": options.name or folder.name.replace(TASK, "").strip("-_."),
@@ -76,6 +80,17 @@ def run_folder(path: Path, overrides: list[str], options: BatchOptions) -> Path:
     if options.array is not None and (TASK not in folder.name or TASK in str(folder.parent)):
         raise ConfigError(f"the tasks of an array need run folders of their own: run.name={config.run.name}-{TASK}")
     return folder
+
+
+def _refuse_what_no_script_may_hold(words: list[str]) -> None:
+    for word in words:
+        if UNPRINTABLE.search(word):
+            raise ConfigError(f"{word!r} holds a control character or a line end, which would end a line of the script")
+        if redact(word) != word:
+            raise ConfigError(
+                f"{redact(word)} holds a password, which the script would keep: give it to the job by its environment "
+                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+            )
 
 
 def _check(config: Config) -> None:
@@ -167,8 +182,10 @@ def submit(path: Path, overrides: list[str], options: BatchOptions, out: Path | 
 
 
 def _pattern_free(log: Path) -> str:
-    if " " in str(log):
-        raise ConfigError(f"{log.parent} holds a blank, which sbatch cannot write to: choose another run.dir")
+    found = re.search(r"[^\w./@+:,=~-]", str(log.parent))
+    if found:
+        what = "a blank" if found[0] == " " else repr(found[0])
+        raise ConfigError(f"{log.parent} holds {what}, which sbatch cannot write to: choose another run.dir")
     return str(log)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +19,10 @@ from trainer.errors import ConfigError
 SITE_VARIABLE = "RESTE_SLURM_SITE"
 SITE_FILE = "~/.config/reste/slurm.yaml"
 
-Word = Annotated[str, Field(pattern=r"^\S+$")]
-Line = Annotated[str, Field(pattern=r"^[^\n]*\S[^\n]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:@+=%-]*$", max_length=200)]
+"""What names of SLURM consist of; sbatch's own quotes and file patterns, and the shell, see nothing special in it."""
+Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*\S[^\x00-\x08\x0a-\x1f\x7f]*$")]
 _TIME = re.compile(
     r"(?P<d>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+)(?::(?P<ds>\d+))?)?"  # days
     r"|(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<s>\d+)"  # no days
@@ -34,13 +37,15 @@ class BatchOptions(Group):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(None, description="0 for nodes without GPUs")
     ranks_per_node: Count | None = Field(None, description="null: one for each GPU")
     cpus_per_node: Count | None = Field(None, description="null: whole nodes, with all their CPUs and memory")
-    mem: Word | None = Field(None, description="memory of a node, e.g. 480G")
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(
+        None, description="memory of a node, e.g. 480G"
+    )
     time: Word | None = Field(None, description="limit as SLURM writes it: minutes, H:MM:SS or D-HH:MM:SS")
     signal_before: Annotated[int, Field(ge=10, le=65535)] = Field(300, description="seconds before the limit to save")
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    name: Word | None = Field(None, description="null: run.name")
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    name: Name | None = Field(None, description="null: run.name")
     array: Word | None = Field(None, description="e.g. 0-4; %a in an override is the task's number")
     requeues: Annotated[int, Field(ge=0)] = Field(20, description="times a job starts again, at most")
     failures: Count = Field(3, description="starts in a row that save no checkpoint, at most")
@@ -66,9 +71,14 @@ class BatchOptions(Group):
 
     @field_validator("sbatch")
     @classmethod
-    def _sbatch_options_begin_with_a_dash(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _sbatch_options_are_whole(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(line.startswith("-") for line in value):
             raise ValueError("must begin with a dash, e.g. --constraint=a100")
+        for line in value:
+            try:
+                shlex.split(line)
+            except ValueError:
+                raise ValueError(f"must close the quotes it opens: {line}") from None
         return value
 
     @model_validator(mode="after")

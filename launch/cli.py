@@ -10,6 +10,7 @@ import typer
 
 from launch.batch_cli import slurm_app
 from trainer.errors import ConfigError, UserError
+from trainer.secrets import redact
 
 app = typer.Typer(
     name="reste",
@@ -143,6 +144,35 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/dig
     from launch.status import print_status
 
     print_status(run)
+
+
+@prepare_app.callback(invoke_without_command=True)
+def prepare_callback(
+    verify: Annotated[
+        Path | None, typer.Option("--verify", metavar="ROOT", help="Short for `reste prepare verify ROOT`.")
+    ] = None,
+) -> None:
+    """Make a data set ready: verify every image, write the index."""
+    if verify is not None:
+        from launch import prepare
+
+        prepare.verify(verify, workers=None, as_json=False)
+        raise typer.Exit
+
+
+@prepare_app.command("verify")
+def prepare_verify_command(
+    root: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read every byte of a data set again, compare it with the index, decode every image; name what is damaged.
+
+    Exit codes: 0 all is as it was prepared, 3 something is not.
+    """
+    from launch import prepare
+
+    prepare.verify(root, workers=workers, as_json=json)
 
 
 @prepare_app.command("digits")
@@ -318,7 +348,7 @@ def main() -> Any:
     try:
         return app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return sys.exit(error.exit_code)
 
 

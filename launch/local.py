@@ -14,6 +14,7 @@ from trainer.config import Config, load_config
 from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
 from trainer.failures import is_hearsay, note_failure
+from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
 from trainer.tracking.status import read_status
 
@@ -123,19 +124,29 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
         started: when they did, in unix seconds; an older status.json is another start's.
     """
     if ended.traceback is not None:
-        print(f"error: rank {ended.first} failed first:\n{ended.traceback.rstrip()}", file=sys.stderr)
+        print(f"error: rank {ended.first} failed first:\n{redact(ended.traceback.rstrip())}", file=sys.stderr)
         if config is not None:
             note_failure(config.run_dir, EXIT_BUG, ended.traceback.rstrip().splitlines()[-1])
     if ended.at_once:
         print("stopped at once: start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     if ended.first is None:
-        return EXIT_FINISHED
+        status = None if config is None else read_status(config.run_dir)
+        if config is None or status is None or status.state != "running":
+            return EXIT_FINISHED
+        text = "every rank ended with code 0, and none of them said that the run is finished: start again to go on"
+        note_failure(config.run_dir, EXIT_BUG, text)
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_BUG
     code = ended.codes[ended.first]
     if code < 0 and ended.requested is not None and code == -signal.Signals[ended.requested]:
         # A rank that was still loading libraries died of the signal that the others answered.
         print(StoppedEarly(ended.requested).line, file=sys.stderr)
         return EXIT_STOPPED
+    status = None if config is None else read_status(config.run_dir)
+    if status is not None and status.exit_code is not None and status.time >= started and not is_hearsay(status):
+        # A rank may be killed while it still closes what it had open, because the others have lost it.
+        return status.exit_code
     if code < 0:
         by = signal.Signals(-code).name + (" (by the system, if memory ran out)" if code == -signal.SIGKILL else "")
         killed = f"rank {ended.first} was killed by {by}"
@@ -143,7 +154,4 @@ def tell(ended: Ended, config: Config | None, started: float) -> int:
             note_failure(config.run_dir, EXIT_BUG, killed)
         print(f"error: {killed}; start again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_BUG
-    status = None if config is None else read_status(config.run_dir)
-    if status is None or status.time < started or status.exit_code is None or is_hearsay(status):
-        return code
-    return status.exit_code
+    return code

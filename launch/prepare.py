@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -75,6 +77,22 @@ def _store(source: Source, given: Path, root: Path, options: Options, expect: Ex
     with progress(f"preparing, {source.unit}") as advance:
         summary = store(source, given, root, options, expect=expect, progress=advance)
     report(root, summary)
+
+
+def verify(root: Path, *, workers: int | None, as_json: bool) -> None:
+    """Name everything that is damaged; raises if anything is."""
+    from trainer.data.prepare.verify import refuse_damage, verify
+
+    with progress("verifying images") as advance:
+        verdict = verify(root, workers=workers, progress=advance)
+    if as_json:
+        print(json.dumps({"root": str(root), **asdict(verdict)}))
+    else:
+        for damage in verdict.damaged:
+            print(damage)
+        size = f"{verdict.images:,} images of {verdict.bytes / 2**20:,.1f} MiB"
+        print(f"{root}: {size} read and decoded, {len(verdict.damaged)} places damaged")
+    refuse_damage(root, verdict)
 
 
 def report(root: Path, summary: Summary) -> None:

@@ -15,3 +15,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "digits"
     prepare_digits(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty MLflow database: making one takes seconds."""
+    from trainer.tracking.store import MlflowStore
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowStore(f"sqlite:///{path}", "another").open()
+    return path

@@ -67,6 +67,50 @@ def test_science_reads_no_files_environment_or_clock(layer: str) -> None:
         assert not calls, path
 
 
+RUNS_CODE = ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "os.spawnv")
+RUNS_MORE = ("runpy.run_path", "subprocess.getoutput", "subprocess.getstatusoutput", "asyncio.create_subprocess_shell")
+UNPICKLES = ("pickle.load", "pickle.loads", "dill.load", "joblib.load", "marshal.loads", "shelve.open")
+MAKES_OBJECTS = ("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.safe_load")
+RESTRICTED_UNPICKLER = "trainer/data/prepare/pickles.py"
+
+
+def called(node: ast.Call) -> str:
+    """Dotted name of what is called; empty if it is no name."""
+    return ast.unparse(node.func) if isinstance(node.func, (ast.Name, ast.Attribute)) else ""
+
+
+def argument(node: ast.Call, name: str) -> object:
+    """Constant value of a keyword; ... if it is not a constant, None if it is not there."""
+    found = [keyword.value for keyword in node.keywords if keyword.arg == name]
+    return None if not found else getattr(found[0], "value", ...)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_comes_from_outside_can_be_run(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("pickle.Unpickler"):
+            assert relative == RESTRICTED_UNPICKLER, node.lineno
+        if not isinstance(node, ast.Call):
+            continue
+        name = called(node)
+        assert name not in (*RUNS_CODE, *RUNS_MORE, *UNPICKLES, *MAKES_OBJECTS), node.lineno
+        assert argument(node, "shell") in (None, False), node.lineno
+        assert argument(node, "allow_pickle") in (None, False), node.lineno
+        if name.endswith("torch.load"):
+            assert argument(node, "weights_only") is True, node.lineno
+        if name.endswith("np.load"):
+            assert argument(node, "allow_pickle") is False, node.lineno
+        if name.endswith("create_model"):
+            assert argument(node, "pretrained") in (None, False), node.lineno
+            assert argument(node, "checkpoint_path") is None, node.lineno
+
+
+def test_those_who_unpickle_import_it_and_there_is_one() -> None:
+    found = [p.relative_to(ROOT).as_posix() for p in SOURCES if imported(p) & {"pickle", "dill", "joblib", "marshal"}]
+    assert found == [RESTRICTED_UNPICKLER]
+
+
 def test_the_command_line_loads_nothing_heavy() -> None:
     heavy = ["torch", "timm", "numpy", "torchvision", "nvidia.dali", "mlflow", "deepspeed", "sklearn", "PIL"]
     heavy.append("matplotlib")

@@ -17,6 +17,7 @@ from trainer.cadence import duration_steps
 from trainer.config import Config, config_digest
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
+from trainer.data.spoiled import Spoiled
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
@@ -35,6 +36,7 @@ from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
 from trainer.saver import Saver
@@ -102,7 +104,7 @@ def _build(
             fused=may_fuse(config, device),
             binary_scale=binary_lr(config, plan.total_steps),
         )
-        loader = datasets.create_loader(config, order, environment, device)
+        loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
         undo.callback(eval_loader.close)
@@ -119,8 +121,9 @@ def _build(
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
     about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
-    recorder = create_recorder(config, directory, plan, about, found, settings)
+    recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
+    quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
     saver = Saver(
         directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
     )
@@ -153,6 +156,7 @@ def _build(
         ),
         pulse=watchdog.pulse,
         stragglers=Stragglers([place.host for place in places]),
+        quarantine=quarantine,
         recorder=recorder,
         saver=saver,
         faults=faults,
@@ -180,6 +184,12 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
+    """Training samples that the schedule of faults damages, if it does."""
+    samples = frozenset(faults.spoiled_samples())
+    return Spoiled(samples, faults.spoiled, directory / "faults") if samples else None
 
 
 def may_fuse(config: Config, device: torch.device) -> bool:
@@ -300,6 +310,7 @@ def create_recorder(
     about: dict[str, Any],
     found: resume.Found | None,
     settings: dict[str, Any] | None,
+    faults: Faults,
 ) -> Recorder:
     """The account of the run, begun; silent on all ranks but 0."""
     recorder = Recorder(
@@ -319,7 +330,7 @@ def create_recorder(
     )
     recorder.keep(SETTINGS, settings)
     if config.tracking.enabled:
-        recorder.track(config.tracking)
+        recorder.track(config.tracking, down=faults.tracker_is_down)
     return recorder
 
 

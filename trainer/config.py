@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer.cadence import Duration
 from trainer.config_source import ConfigSource, describe_errors, read_source
+from trainer.config_yaml import write_yaml
 from trainer.errors import ConfigError
+from trainer.secrets import redact
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -34,8 +36,10 @@ class Group(BaseModel):
 class RunConfig(Group):
     """Where a run lives: its files go to `dir/name/`."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name, no path")
-    dir: str = Field("runs", description="parent folder; also holds mlflow.db")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="folder name, no path"
+    )
+    dir: str = Field("runs", min_length=1, max_length=2000, description="parent folder; also holds mlflow.db")
     time_limit_min: Positive | None = Field(None, description="save and stop (exit 85) after this many minutes")
     start_timeout_s: Positive | None = Field(
         1800.0, description="longest time without progress until the first step is done (exit 5); null: no limit"
@@ -52,6 +56,14 @@ class ModelConfig(Group):
     numerics: Literal["default", "reference"] = Field("default", description="reference: the official arithmetic")
     num_classes: Count | None = Field(None, description="null: as many as the data has")
     init: str | None = Field(None, description="checkpoint whose weights training starts from")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_no_address(cls, value: str) -> str:
+        # timm would fetch such a model, or build what a folder's files describe.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            raise ValueError("must be the name of a model, not an address or a folder (hf-hub:, local-dir:)")
+        return value
 
 
 class EstimatorConfig(Group):
@@ -96,6 +108,12 @@ class DataConfig(Group):
     dont_use_mmap: bool = Field(False, description="true: plain reads, for network file systems")
     synthetic: SyntheticConfig = SyntheticConfig()
     expect: ExpectConfig = ExpectConfig()
+    on_error: Literal["stop", "quarantine"] = Field(
+        "stop", description="a training image that cannot be read: end the run (exit 3), or put another in its place"
+    )
+    max_quarantined: Annotated[int, Field(ge=0)] = Field(
+        100, description="images replaced before the run ends all the same"
+    )
 
 
 class AugmentConfig(Group):
@@ -263,14 +281,20 @@ class Config(Group):
         return round(self.data.image_size * 8 / 7) if self.augment.crop == "rrc" else self.data.image_size
 
     def to_yaml(self) -> str:
-        """The configuration as YAML that `load_config` reads back to an equal one."""
-        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+        """The configuration as YAML that `load_config` reads back to an equal one.
+
+        Only a password in `tracking.uri` is not in it, since the text is stored, sent and shown.
+        """
+        values = json.loads(self.model_dump_json())
+        if self.tracking.uri is not None:
+            values["tracking"]["uri"] = redact(self.tracking.uri)
+        return write_yaml(values)
 
 
 # Values that do not change what is computed: a run may go on with others.
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
-    "data.dont_use_mmap",
+    "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
     "train.max_steps", "train.nonfinite", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 

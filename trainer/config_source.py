@@ -8,27 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from trainer.config_yaml import DEEPEST, LARGEST_FILE, UNPRINTABLE, read_yaml
 from trainer.errors import ConfigError
+from trainer.secrets import redact
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `off` is a word, not False, and `5e-5` is a number, not a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag == "tag:yaml.org,2002:null"]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+MOST_FILES = 32
+"""Files of one configuration; each `extends` counts, also of a file that was read before."""
+MOST_ERRORS = 20
+"""Shown at once."""
 
 
 @dataclass
@@ -62,10 +51,13 @@ def read_source(path: Path | None, overrides: list[str]) -> ConfigSource:
     """Read `path`, if there is one, with everything it extends, then apply the overrides.
 
     Raises:
-        ConfigError: a file is missing, is no YAML mapping, extends itself, or an override has no `=`.
+        ConfigError: a file is missing, is no mapping of plain values, extends itself, or an override has no `=`.
     """
     source = ConfigSource()
-    for values, origins in _read_chain(path, []) if path else []:
+    chain = _Chain()
+    if path is not None:
+        _read_chain(path, [], chain)
+    for values, origins in chain.links:
         source.merge(values, origins)
     for override in overrides:
         values, key = _parse_override(override)
@@ -73,73 +65,90 @@ def read_source(path: Path | None, overrides: list[str]) -> ConfigSource:
     return source
 
 
-def _read_chain(path: Path, seen: list[Path]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+@dataclass
+class _Chain:
+    """Files read so far, in the order of merging."""
+
+    links: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    files: int = 0
+
+
+def _read_chain(path: Path, seen: list[Path], chain: _Chain) -> None:
     if not path.is_file():
         by = f" (extended by {seen[-1]})" if seen else ""
         raise ConfigError(f"there is no configuration file {path}{by}: check the path")
     if path.resolve() in [p.resolve() for p in seen]:
         raise ConfigError(f"{path} extends itself through {' -> '.join(map(str, seen))}: remove one `extends`")
+    chain.files += 1
+    if chain.files > MOST_FILES:
+        raise ConfigError(f"{seen[0]} extends more than {MOST_FILES} files: remove some `extends`")
     values, origins = _read_file(path)
-    parents = values.pop("extends", [])
-    parents = [parents] if isinstance(parents, str) else parents
+    for parent in _parents(values.pop("extends", []), origins):
+        _read_chain(path.parent / parent, [*seen, path], chain)
+    chain.links.append((values, origins))
+
+
+def _parents(extends: object, origins: dict[str, str]) -> list[str]:
+    parents = [extends] if isinstance(extends, str) else extends
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"{origins['extends']}: extends must be the path of a file, or a list of them")
-    chain = [link for parent in parents for link in _read_chain(path.parent / parent, [*seen, path])]
-    return [*chain, (values, origins)]
+    for parent in parents:
+        # So that a file from somebody else cannot have others looked into, such as passwords.
+        if not parent.endswith((".yaml", ".yml")):
+            raise ConfigError(f"{origins['extends']}: extends must name files that end in .yaml or .yml")
+    return parents
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not readable as UTF-8 text: save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    values, origins = read_yaml(text, str(path))
     if values is None:
         return {}, {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: must hold `group: {{key: value}}` pairs, not a {type(values).__name__}")
-    origins: dict[str, str] = {}
-    _collect_origins(node, path, "", origins)
     return values, origins
 
 
-def _collect_origins(node: yaml.Node | None, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        dotted = f"{prefix}{key.value}"
-        place = f"{path}:{key.start_mark.line + 1}"
-        if dotted in origins:
-            raise ConfigError(f"{place}: {dotted} is set twice in this file: keep one")
-        origins[dotted] = place
-        _collect_origins(value, path, f"{dotted}.", origins)
-
-
 def _parse_override(override: str) -> tuple[dict[str, Any], str]:
+    shown = repr(_short(redact(override)))
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"cannot read {override!r}: write overrides as key.path=value, e.g. train.epochs=10")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value in {override!r}: {' '.join(str(error).split())}") from None
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"cannot read {shown}: write overrides as key.path=value, e.g. train.epochs=10")
+    if UNPRINTABLE.search(override):
+        raise ConfigError(f"cannot read {shown}: control characters and line ends are refused")
+    if key.count(".") >= DEEPEST:
+        raise ConfigError(f"cannot read {shown}: no key has so many dots")
+    value, _ = read_yaml(text, f"the value in {shown}", place="{where}")
     nested: Any = value
-    for part in reversed(key.strip().split(".")):
+    for part in reversed(key.split(".")):
         nested = {part: nested}
-    return nested, key.strip()
+    return nested, key
 
 
 def describe_errors(error: ValidationError, source: ConfigSource, known_keys: list[str]) -> str:
     """All problems of a configuration, one line each: place, key, what is wrong, what to write instead."""
     lines: dict[str, None] = {}
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems[:MOST_ERRORS]:
         # Members of a union appear in the location as type names; a key holds none of their signs.
         parts = [str(part) for part in problem["loc"]]
-        key = ".".join(part for part in parts if re.fullmatch(r"[a-z_0-9]+", part))
+        unknown = problem["type"] == "extra_forbidden"
+        last = len(parts) - 1 if unknown else None
+        key = ".".join(part for at, part in enumerate(parts) if at == last or re.fullmatch(r"[a-z_0-9]+", part))
         lines[f"{source.origin(key)}: {_describe(key, problem, known_keys)}"] = None
-    head = "the configuration has " + ("an error" if len(lines) == 1 else f"{len(lines)} errors")
-    return f"{head}: " + next(iter(lines)) if len(lines) == 1 else "\n  ".join([head + ":", *lines])
+    more = len(problems) - MOST_ERRORS
+    shown = [*lines, *([f"and {more} more"] if more > 0 else [])]
+    head = "the configuration has " + ("an error" if len(lines) == 1 else f"{max(len(problems), len(lines))} errors")
+    return f"{head}: {shown[0]}" if len(lines) == 1 else "\n  ".join([head + ":", *shown])
 
 
 def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
@@ -148,8 +157,11 @@ def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    shown = repr(problem["input"])
-    return f"{key}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    return f"{key}: {message[0].lower()}{message[1:]} (got {_short(redact(repr(problem['input'])))})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _suggest(key: str, known_keys: list[str]) -> str:

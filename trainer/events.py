@@ -55,7 +55,8 @@ def log_training(run: Run) -> None:
         "estimator/power": run.power(step - 1),
     }
     pace = run.feed.read()
-    run.recorder.metrics(step, metrics | pace.metrics() | run.saver.metrics() | run.stragglers.observe(pace))
+    told = run.saver.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step)
+    run.recorder.metrics(step, metrics | pace.metrics() | told)
     report_saves(run)
 
 
@@ -101,6 +102,7 @@ def save(run: Run, *, best: bool) -> None:
         NonFiniteError: a bad step that the host has not yet heard of.
     """
     nonfinite.answer(run, done=run.state.step)
+    run.quarantine.share(run.state.step)
     run.pulse.beat("saving")
     with run.feed.paused(), run.saver.stalling():
         models = [run.model] if run.ema is None else [run.model, run.ema.module]

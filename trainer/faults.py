@@ -119,7 +119,9 @@ class Faults:
         self._rank = rank
         met = _met(self._ledger)
         mine = [fault for fault in schedule if fault.rank in (None, rank)]
-        self._open = [fault for fault in mine if (fault.text, rank) not in met]
+        # A file is repaired for all ranks.
+        repaired = {text for text, _ in met if text.startswith("corrupt")}
+        self._open = [fault for fault in mine if (fault.text, rank) not in met and fault.text not in repaired]
         self._under_way: set[Fault] = set()
         self._saves = 0
         if schedule:

@@ -13,6 +13,7 @@ from trainer import failures
 from trainer.config import Config, load_config
 from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from trainer.logs import speak_plainly
+from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def guarded(work: Callable[[], int]) -> int:
 def say(text: str, *, common: bool = False) -> None:
     """One line of error on standard error; it names this rank unless all ranks say the same."""
     who = "" if common or failures.is_alone() else f"[{failures.name()}] "
-    print(f"error: {who}{text}", file=sys.stderr, flush=True)
+    print(f"error: {who}{redact(text)}", file=sys.stderr, flush=True)
 
 
 def tell_launcher(error: Exception) -> None:
@@ -68,7 +69,7 @@ def tell_launcher(error: Exception) -> None:
     from trainer.distributed.elastic import record_error
 
     if not record_error(error):
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
     if not failures.is_alone():
         say(failures.first_line(error))
 

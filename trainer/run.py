@@ -22,6 +22,7 @@ from trainer.finite import FiniteGuard
 from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
+from trainer.quarantine import SharedQuarantine
 from trainer.saver import Saver
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
@@ -105,6 +106,7 @@ class Run:
     stopper: Stopper
     pulse: Pulse
     stragglers: Stragglers
+    quarantine: SharedQuarantine
     recorder: Recorder
     saver: Saver
     faults: Faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import resource
 import shutil
 import sys
 import threading
@@ -16,7 +17,7 @@ from image_tree import make_tree, photo, save_jpeg
 
 from trainer.data.dali import DaliLoader
 from trainer.data.index import load_index
-from trainer.data.order import Augment, EvalOrder, Plan, TrainOrder
+from trainer.data.order import Augment, EvalOrder, Plan, TrainOrder, train_kind
 from trainer.data.prepare.folder import prepare_folder
 from trainer.data.torchvision import TorchvisionLoader
 from trainer.errors import ConfigError, DataError
@@ -37,15 +38,18 @@ def root(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "tree"))
 
 
-def open_loader(kind: type, root: Path, **options: object) -> tuple[DaliLoader | TorchvisionLoader, TrainOrder]:
+def open_loader(
+    kind: type, root: Path, *, crop: str = "none", **options: object
+) -> tuple[DaliLoader | TorchvisionLoader, TrainOrder]:
     index = load_index(root, "train")
-    order = TrainOrder(index, Augment(32, crop="none"), seed=4, batch_size=5)
-    settings = {"image_size": 32, "kind": "window", "max_batch": 5, "rank": 3, **options}
+    augment = Augment(32, crop=crop)
+    order = TrainOrder(index, augment, seed=4, batch_size=5)
+    settings = {"image_size": 32, "kind": train_kind(augment), "max_batch": 5, "rank": 3, **options}
     return kind(index, root, **settings), order
 
 
-def fault(kind: type, root: Path) -> str:
-    loader, order = open_loader(kind, root)
+def fault(kind: type, root: Path, *, crop: str = "none") -> str:
+    loader, order = open_loader(kind, root, crop=crop)
     try:
         with pytest.raises(DataError) as caught:
             list(loader.load(order.plans(0, 5)))
@@ -92,11 +96,25 @@ def test_a_missing_file_is_named(kind: type, root: Path) -> None:
 
 
 @both
-def test_a_file_of_another_size_is_named(kind: type, root: Path) -> None:
-    save_jpeg(photo(1, size=(64, 64)), victim(root))
+@pytest.mark.parametrize("size", [(64, 64), (300, 200), (100, 120)])
+def test_a_file_of_another_size_is_named(kind: type, size: tuple[int, int], root: Path) -> None:
+    save_jpeg(photo(1, size=size), victim(root))
     found = fault(kind, root)
     assert str(victim(root)) in found
-    assert "64 x 64 pixels, 120 x 100 when it was indexed" in found
+    assert f"{size[0]} x {size[1]} pixels, 120 x 100 when it was indexed" in found
+
+
+@both
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_a_header_that_claims_more_pixels_than_the_index_takes_no_memory(kind: type, crop: str, root: Path) -> None:
+    content = bytearray(victim(root).read_bytes())
+    at = content.find(b"\xff\xc0")
+    content[at + 5 : at + 9] = (9_000).to_bytes(2, "big") * 2
+    victim(root).write_bytes(content)
+    open_loader(kind, root)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "9000 x 9000 pixels, 120 x 100 when it was indexed" in fault(kind, root, crop=crop)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB; decoding takes 230 MiB
 
 
 @both

@@ -3,120 +3,45 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from mlflow_server import Server, until
+from tracked_runs import (
+    client,
+    in_journal,
+    in_store,
+    run_folder,
+    sender,
+    train,
+    wait_for_offset,
+    warnings_of,
+    without_times,
+)
 
 from trainer.errors import UserError
 from trainer.tracking.journal import Journal, read_journal
-from trainer.tracking.mlflow_sink import MlflowSender
 from trainer.tracking.replay import Replay, Target
 from trainer.tracking.sent import mlflow_run
 from trainer.tracking.status import write_status
-from trainer.tracking.store import MlflowStore
 from trainer.tracking.sync import sync_run
 
 # MLflow's own warnings are not ours to mend; those of the sender are asserted one by one.
 pytestmark = [pytest.mark.timeout(90), pytest.mark.filterwarnings("default::ResourceWarning")]
 ROOT = Path(__file__).parents[2]
-FAST = {"poll_s": 0.05, "longest_wait_s": 0.5}
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty database: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowStore(f"sqlite:///{path}", "another").open()
-    return path
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path, empty_store: Path) -> Path:
-    """A run folder as training leaves it, beside a store."""
-    folder = tmp_path / "runs" / "digits"
-    folder.mkdir(parents=True)
-    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
-    config = {
-        "run": {"name": "digits"},
-        "optim": {"lr": 0.05},
-        "tracking": {"uri": None, "experiment": "reste"},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "manifest.json").write_text(json.dumps({"world_size": 2, "code": {"commit": "abc", "dirty": False}}))
-    return folder
-
-
-def client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def sender(run_dir: Path, uri: str | None = None, **options: Any) -> MlflowSender:
-    given = {"uri": uri, "experiment": "reste", "run_name": "digits", **FAST, **options}
-    return MlflowSender(run_dir / "journal.jsonl", run_dir=run_dir, **given)
-
-
-def train(journal: Journal, steps: range) -> None:
-    for step in steps:
-        journal.write({"train/loss": 1 / (step + 1), "optim/lr": 0.05}, step=step)
-        if step % 10 == 0:
-            journal.write({"val/top1": float(step)}, step=step)
-
-
-def in_store(uri: str, run_id: str) -> Counter[tuple[str, int, float, int]]:
-    """Every row of the metric table, so that duplicates count."""
-    store, rows = client(uri), Counter()
-    for key in store.get_run(run_id).data.metrics:
-        rows.update((m.key, m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, key))
-    return rows
-
-
-def in_journal(path: Path) -> Counter[tuple[str, int, float, int]]:
-    return Counter(
-        (key, record["step"], value, round(record["time"] * 1000))
-        for _, record in read_journal(path)
-        if record["type"] == "metrics"
-        for key, value in record["metrics"].items()
-    )
-
-
-def without_times(rows: Counter[tuple[str, int, float, int]]) -> Counter[tuple[str, int, float]]:
-    return Counter(row[:3] for row in rows.elements())
-
-
-def until(condition: Any, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def wait_for_offset(run_dir: Path, offset: int) -> None:
-    def sent() -> bool:
-        path = run_dir / "tracking.json"
-        content = json.loads(path.read_text()) if path.exists() else {"stores": {}}
-        return any(entry["sent_offset"] >= offset for entry in content["stores"].values())
-
-    until(sent)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    return run_folder(tmp_path, empty_store)
 
 
 def test_a_finished_run_is_all_there_with_the_journals_times(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,47 +219,6 @@ def test_two_runs_start_at_once_on_a_store_that_does_not_exist_yet(tmp_path: Pat
     assert len({store.get_run(run_id).info.experiment_id for _, run_id in runs}) == 1
     for folder, (uri, run_id) in zip(folders, runs, strict=True):
         assert in_store(uri, run_id) == in_journal(folder / "journal.jsonl")
-
-
-class Server:
-    """`mlflow server` on a loopback port, with all its processes in one group."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "files")]
-        environment = {
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        until(self._answers, 70)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            until(lambda: not self._answers())
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return answer.status == 200
-        except (OSError, urllib.error.URLError):
-            return False
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -133,19 +135,47 @@ def sent(folder: Path) -> Counter[tuple[str, int, str]]:
         return Counter((key, step, repr(math.nan if bad else value)) for key, step, value, bad in rows)
 
 
+def met(run: Path) -> list[str]:
+    """The faults in a run's ledger."""
+    ledger = run / "faults.jsonl"
+    return [json.loads(line)["fault"] for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+
+def redone(run: Path, began: float) -> dict[str, Any]:
+    """Seconds from a start to its first step, and how many steps that start had to make again."""
+    lost = [record for path in run.glob("journal.lost-*.jsonl") for record in records(path)]
+    losses = [r for r in lost + records(run / "journal.jsonl") if "train/loss" in r.get("metrics", {})]
+    own = {r["step"]: r["time"] for r in losses if r["time"] >= began}
+    earlier = {r["step"] for r in losses if r["time"] < began}
+    return {
+        "first_step_s": round(min(own.values()) - began, 1) if own else None,
+        "steps_again": len(own.keys() & earlier),
+    }
+
+
+def tell(size: Size, seed: int, starts: list[dict[str, Any]]) -> None:
+    """Write what was seen to the file that SOAK_RECORD names."""
+    if path := os.environ.get("SOAK_RECORD"):
+        record = {"command": "make soak", "date": time.strftime("%Y-%m-%d"), "size": asdict(size), "seed": seed}
+        Path(path).write_text(json.dumps({**record, "cpus": os.cpu_count(), "starts": starts}, indent=1) + "\n")
+
+
 def soak(folder: Path, digits: Path, size: Size, seed: int) -> None:
     """Train in quiet and under faults, and compare all that both leave behind."""
     assert train(folder / "quiet", digits, size, "") == 0
     faults = schedule(size, seed)
-    codes = []
-    while not codes or codes[-1] != 0:
-        codes.append(train(folder / "soaked", digits, size, " ".join(faults)))
-        assert codes[-1] in ENDINGS, codes
-        assert len(codes) <= len(faults) + 2, codes
     quiet, soaked = folder / "quiet" / "run", folder / "soaked" / "run"
-    met = {json.loads(line)["fault"] for line in (soaked / "faults.jsonl").read_text().splitlines()}
-    print(f"{len(met)} faults in {len(codes)} starts that ended with {codes}")
-    assert met == set(faults)
+    starts: list[dict[str, Any]] = []
+    while not starts or starts[-1]["exit_code"] != 0:
+        began, before = time.time(), met(soaked)
+        code = train(folder / "soaked", digits, size, " ".join(faults))
+        starts.append({"exit_code": code, "faults": [f for f in met(soaked) if f not in before]})
+        starts[-1] |= {"seconds": round(time.time() - began, 1), **redone(soaked, began)}
+        print(starts[-1])
+        assert code in ENDINGS
+        assert len(starts) <= len(faults) + 2
+    tell(size, seed, starts)
+    assert set(met(soaked)) == set(faults)
     assert equal(tensors(quiet), tensors(soaked))
     assert points(quiet) == points(soaked)
     assert max(points(soaked).values()) == 1

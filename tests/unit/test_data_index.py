@@ -132,7 +132,7 @@ def test_index_json_is_written_after_the_arrays_it_vouches_for(tmp_path: Path, m
     monkeypatch.setattr(
         index_module,
         "write_atomically",
-        lambda path, write: (written.append(path.name), original(path, write)),
+        lambda path, write: (written.append(path.name), original(path, write))[1],
     )
     saved(tmp_path)
     assert written == ["train.npz", "val.npz", "index.json"]

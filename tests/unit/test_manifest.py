@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.tracking.files import redact, redact_argv
+from trainer.secrets import redact, redact_argv
 from trainer.tracking.manifest import build_manifest, git_state, versions, write_manifest
 
 pytestmark = pytest.mark.timeout(60)

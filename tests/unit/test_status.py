@@ -106,7 +106,8 @@ def test_a_process_that_has_ended_unnoticed_is_not_alive(tmp_path: Path) -> None
     mine = read_status(tmp_path)
     assert mine is not None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert replace(mine, pid=child.pid).alive()
+        assert replace(mine, pid=child.pid, born="").alive()
+        assert not replace(mine, pid=child.pid).alive(), "another process has the number now"
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         os.kill(child.pid, 0)  # its number is still taken

@@ -105,7 +105,8 @@ def test_what_was_sent_is_kept_for_each_store_without_its_password(tmp_path: Pat
     server.save(Sent(key="q", run_id="two"))
     assert local.load().steps == {"x": 3}
     assert server.load().run_id == "two"
-    assert mlflow_run(run_dir) == ("http://***@host", "two")
+    assert SentFile(run_dir, "http://bob:other@host").load().run_id == "two", "whoever asks, it is the same store"
+    assert mlflow_run(run_dir) == ("http://host", "two")
     assert "hunter2" not in (run_dir / "tracking.json").read_text()
 
 

@@ -23,12 +23,12 @@ import torch
 from trainer.data.background import Background
 from trainer.data.batch import Batch, empty_batch, make_batch
 from trainer.data.dali_inputs import Source, create_feed
-from trainer.data.faults import file_fault, one_line
+from trainer.data.faults import UnreadableError, file_fault, one_line
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
 from trainer.data.pillow import open_rgb
-from trainer.data.storage import open_storage
+from trainer.data.storage import Files, Shards, open_storage
 from trainer.errors import ConfigError, DataError
 
 
@@ -46,6 +46,7 @@ class DaliLoader:
         workers: DALI's threads.
         prefetch: finished batches kept ready, beside those in the pipeline.
         rank: named in errors.
+        storage: reads the samples; by default what the index tells of.
         device_id: GPU that decodes and resizes; None for the CPU.
         dont_use_mmap: read files instead of mapping them, for network file systems.
         antialias: off only to show what that does.
@@ -65,6 +66,7 @@ class DaliLoader:
         workers: int = 2,
         prefetch: int = 2,
         rank: int = 0,
+        storage: Files | Shards | None = None,
         device_id: int | None = None,
         dont_use_mmap: bool = False,
         antialias: bool = True,
@@ -72,7 +74,7 @@ class DaliLoader:
         _import_dali()
         self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, antialias)
         self._index = index
-        self._storage = open_storage(index, root)
+        self._storage = storage or open_storage(index, root)
         self._max_batch = max(max_batch, 1)
         self._prefetch = prefetch
         self._rank = rank
@@ -158,7 +160,7 @@ class DaliLoader:
                 if isinstance(alone.error, DataError):
                     return alone.error
                 return self._fault(sample, self._reason(sample, cause))
-        return DataError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
+        return UnreadableError(f"DALI failed on rank {self._rank}, on no single file: {_gist(error)}; try again")
 
     def _reason(self, sample: int, cause: Exception) -> str:
         try:
@@ -236,16 +238,28 @@ class _Recipe:
     def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
         dali = _import_dali()
         number = dali.types.INT32 if first is np.int32 else dali.types.FLOAT
-        given, *where = dali.fn.external_source(
+        given, size, *where = dali.fn.external_source(
             source=source,
-            num_outputs=3,
-            dtype=[dali.types.UINT8, number, dali.types.INT32],
-            ndim=[1, 1, 1],
+            num_outputs=4,
+            dtype=[dali.types.UINT8, dali.types.INT64, number, dali.types.INT32],
+            ndim=[1, 1, 1, 1],
             no_copy=not source.gives_names,
         )
         if source.gives_names:
             given = dali.fn.io.file.read(given, dont_use_mmap=self.dont_use_mmap)
-        return dali.fn, dali.types, given, *where
+        return dali.fn, dali.types, self._of_size(given, size), *where
+
+    def _of_size(self, encoded: Any, size: Any) -> Any:
+        """The file, or nothing of it, so that it is refused, if its header tells of another size than the index.
+
+        A decoder takes memory for the size in the header, of which a file can claim any.
+        """
+        dali = _import_dali()
+        fn, types = dali.fn, dali.types
+        told = fn.peek_image_shape(encoded)
+        is_right = (told[0] == size[0]) & (told[1] == size[1])
+        length = fn.cast(encoded.shape()[0], dtype=types.INT32) * fn.cast(is_right, dtype=types.INT32)
+        return fn.slice(encoded, start=np.zeros(1, np.int32), shape=length, axes=[0])
 
     def to_torch(self, output: Any) -> torch.Tensor:
         """The batch as a tensor; on the CPU it is DALI's own memory, which lives as long as the tensor."""

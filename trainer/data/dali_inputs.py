@@ -1,4 +1,4 @@
-"""What DALI is told about each batch: file names or contents as bytes, and where to cut, as arrays."""
+"""What DALI is told about each batch: file names or contents as bytes, image sizes and where to cut, as arrays."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data.background import ordered_map
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
-from trainer.data.storage import Files, Shards
+from trainer.data.storage import Bytes, Files, Shards
 from trainer.errors import DataError
 
-Bytes = npt.NDArray[np.uint8]
 Fault = Callable[[int, str], DataError]
 
 _READERS = 8
@@ -44,7 +42,7 @@ class Feed(Protocol):
 
 def create_feed(index: Index, storage: Files | Shards, *, fault: Fault) -> Feed:
     """Names of files, which DALI reads itself; contents where samples lie in tar files."""
-    return Names(index, storage) if isinstance(storage, Files) else Contents(index, storage, fault)
+    return Names(storage) if isinstance(storage, Files) else Contents(index, storage, fault)
 
 
 class Names:
@@ -52,21 +50,13 @@ class Names:
 
     gives_names = True
 
-    def __init__(self, index: Index, files: Files) -> None:
-        self._paths = index.paths
-        self._prefix = files.prefix
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def each(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, list[Bytes]]]:
         """Every plan with the names of its files."""
         for plan in plans:
-            yield plan, self._names(plan.ids)
-
-    def _names(self, ids: npt.NDArray[np.int64]) -> list[Bytes]:
-        prefix, blob = self._prefix, self._paths.blob
-        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
-        return [
-            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
-        ]
+            yield plan, self._files.names(plan.ids)
 
     def close(self) -> None:
         """No threads."""
@@ -112,7 +102,7 @@ class Contents:
 
 
 class Source:
-    """What DALI calls for the next batch: bytes and two arrays; keeps the plans that are under way.
+    """What DALI calls for the next batch: bytes and three arrays; keeps the plans that are under way.
 
     With contents DALI reads the very memory that is given here, so that a batch's arrays are held until its
     output has been taken, and those of an abandoned stream until the next one has begun.
@@ -164,15 +154,16 @@ class Source:
 
     def _each_alone(self, plans: Iterable[Plan]) -> Iterator[tuple[Any, ...]]:
         for plan, given in self._feed.each(plans):
-            first, second = self._where(plan)
+            around = self._where(plan)
             for position in range(len(given)):
                 here = slice(position, position + 1)
-                arrays = (given[here], first[here], second[here])
+                arrays = (given[here], *(array[here] for array in around))
                 self._pending.append((plan, arrays))
                 yield arrays
 
-    def _where(self, plan: Plan) -> tuple[Any, Any]:
+    def _where(self, plan: Plan) -> tuple[Any, Any, Any]:
         geometry = plan.geometry
+        sizes = np.stack([plan.heights, plan.widths], axis=1)
         if self._kind == "window":
-            return np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
-        return geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)
+            return sizes, np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
+        return sizes, geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)

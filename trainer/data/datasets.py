@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 
 from trainer.config import Config
 from trainer.data.batch import Loader
-from trainer.data.index import Index, load_index
+from trainer.data.index import Index, load_index, load_summary
 from trainer.data.order import Augment, EvalOrder, TrainOrder, train_kind
+from trainer.data.replacing import Replacing
+from trainer.data.spoiled import Spoiled
 from trainer.data.synthetic import SyntheticLoader, synthetic_index
 from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError, DataError
@@ -19,10 +22,16 @@ from trainer.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Datasets:
-    """The training and the validation split, which share their classes."""
+    """The training and the validation split, which share their classes.
+
+    Attributes:
+        train, val: the splits.
+        left_out: paths of the images that preparing left out because they cannot be decoded.
+    """
 
     train: Index
     val: Index
+    left_out: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -31,8 +40,9 @@ class Datasets:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over both splits."""
-        return hashlib.sha256(f"{self.train.digest}{self.val.digest}".encode()).hexdigest()
+        """SHA-256 over both splits, and over the names of what was left out, if anything was."""
+        left_out = json.dumps(sorted(self.left_out)) if self.left_out else ""
+        return hashlib.sha256(f"{self.train.digest}{self.val.digest}{left_out}".encode()).hexdigest()
 
 
 def open_datasets(config: Config) -> Datasets:
@@ -41,6 +51,7 @@ def open_datasets(config: Config) -> Datasets:
     Raises:
         DataError: the data has not been prepared, is damaged, or is not what `data.expect` says.
     """
+    left_out: tuple[str, ...] = ()
     if config.data.loader == "synthetic":
         made, size = config.data.synthetic, config.data.image_size
         train, val = (
@@ -49,10 +60,11 @@ def open_datasets(config: Config) -> Datasets:
     else:
         root = Path(config.data.root)
         train, val = load_index(root, "train"), load_index(root, "val")
+        left_out = tuple(file.path for file in load_summary(root).quarantined)
     if train.classes != val.classes:
         raise DataError(f"train and val in {config.data.root} have different classes: run reste prepare folder again")
     _check_expected(config, train, val)
-    return Datasets(train, val)
+    return Datasets(train, val, left_out)
 
 
 def open_validation(config: Config) -> Index:
@@ -111,9 +123,19 @@ def check_batch(config: Config, samples: int) -> None:
 
 
 def create_loader(
-    config: Config, order: TrainOrder | EvalOrder, environment: Environment, device: torch.device
+    config: Config,
+    order: TrainOrder | EvalOrder,
+    environment: Environment,
+    device: torch.device,
+    spoiled: Spoiled | None = None,
 ) -> Loader:
-    """The configured loader for one order.
+    """The configured loader for one order; for training one that replaces what it cannot read, if that is wanted.
+
+    Args:
+        config: chooses the loader.
+        order: what it will load.
+        environment, device: of this rank.
+        spoiled: samples that are to be found damaged, if any.
 
     Raises:
         ConfigError: the loader's library is not installed.
@@ -121,7 +143,22 @@ def create_loader(
     data = config.data
     if data.loader == "synthetic":
         return SyntheticLoader(data.image_size)
+    loader = _create_loader(config, order, environment, device, spoiled)
+    if data.on_error == "stop" or isinstance(order, EvalOrder):  # without one image an accuracy is another number
+        return loader
+    return Replacing(loader, order, Path(data.root), limit=data.max_quarantined, rank=environment.rank)
+
+
+def _create_loader(
+    config: Config,
+    order: TrainOrder | EvalOrder,
+    environment: Environment,
+    device: torch.device,
+    spoiled: Spoiled | None,
+) -> Loader:
+    data = config.data
     root = Path(data.root)
+    storage = spoiled.open(order.index, root) if spoiled else None
     kind = train_kind(order.augment) if isinstance(order, TrainOrder) else "resize"
     # The largest slice of a rank: batches are cut as evenly as can be.
     max_batch = -(-order.batch_size // order.world)
@@ -137,6 +174,7 @@ def create_loader(
             workers=data.workers,
             prefetch=data.prefetch,
             rank=environment.rank,
+            storage=storage,
         )
     from trainer.data.dali import DaliLoader
 
@@ -149,6 +187,7 @@ def create_loader(
         workers=data.workers,
         prefetch=data.prefetch,
         rank=environment.rank,
+        storage=storage,
         device_id=device.index if device.type == "cuda" else None,
         dont_use_mmap=data.dont_use_mmap,
     )

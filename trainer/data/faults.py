@@ -9,7 +9,21 @@ from trainer.data.storage import Storage
 from trainer.errors import DataError
 
 
-def file_fault(index: Index, storage: Storage, sample: int, *, rank: int, reason: str) -> DataError:
+class UnreadableError(DataError):
+    """A sample could not be turned into pixels.
+
+    Attributes:
+        sample: its id; None if every sample could be read when it was tried again.
+        path: its name in the index.
+        reason: what the decoder said, in one line.
+    """
+
+    sample: int | None = None
+    path: str = ""
+    reason: str = ""
+
+
+def file_fault(index: Index, storage: Storage, sample: int, *, rank: int, reason: str) -> UnreadableError:
     """The error for a file that could not be turned into pixels, with what to do about it.
 
     Args:
@@ -19,10 +33,12 @@ def file_fault(index: Index, storage: Storage, sample: int, *, rank: int, reason
         rank: the rank that read it.
         reason: what the decoder said, in one line.
     """
-    return DataError(
+    error = UnreadableError(
         f"{storage.where(sample)} (sample {sample} of {index.split}, rank {rank}) cannot be used: {reason}; "
         f"{_what_changed(index, storage, sample)}"
     )
+    error.sample, error.path, error.reason = sample, index.paths[sample], reason
+    return error
 
 
 def one_line(error: BaseException) -> str:
@@ -38,6 +54,8 @@ def _what_changed(index: Index, storage: Storage, sample: int) -> str:
     again = "run `reste prepare folder` again, with --skip-bad to leave it out"
     if index.places is not None:
         again = "prepare the data again from its source, with --skip-bad to leave it out"
+    if index.split == "train":
+        again += ", or train without it by data.on_error=quarantine"
     if len(content) != index.bytes[sample] or zlib.crc32(content) != index.crc32[sample]:
         return f"its content changed since it was indexed: restore it or {again}"
     return f"its content is what was indexed: {again}"

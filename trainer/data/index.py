@@ -2,7 +2,8 @@
 
 Files: `ROOT/index/<split>.npz` (arrays, no pickles) and `ROOT/index/index.json` (classes, digests, odd and
 left-out files); where images lie in tar files, `ROOT/index/<split>.places.npz` says where. The JSON file is
-written last and names the digest of every other, so that a half-made index is never taken for a whole one.
+written last and names the digest of every other and of itself, so that a half-made or damaged index is never taken
+for a whole one.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, TypeAdapter
 
+from trainer.data.arrays import read_arrays
 from trainer.data.paths import Paths
+from trainer.data.sound import unsound
 from trainer.errors import DataError
 
 INDEX_VERSION = 1
@@ -117,7 +120,10 @@ class Summary:
         places: digest of each split's places in tar files; empty if images are files of their own.
         max_side: pixels that no side exceeds, because larger images were shrunk; None if none were.
         source: what the images were taken from, in words; empty if they were indexed where they lay.
+        sha256: of each other file of the index, byte for byte, as they were written.
     """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
     classes: list[str]
     samples: dict[str, int]
@@ -128,6 +134,10 @@ class Summary:
     places: dict[str, str] = field(default_factory=dict)
     max_side: int | None = None
     source: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+_SUMMARY = TypeAdapter(Summary)
 
 
 def index_folder(root: Path) -> Path:
@@ -147,14 +157,15 @@ def save_indexes(
     """Write the index of a whole data set, each file whole or not at all, `index.json` last."""
     folder = index_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
     for index in indexes:
         arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
         arrays["path_blob"] = np.frombuffer(index.paths.blob, dtype=np.uint8)
         arrays["path_offsets"] = index.paths.offsets
-        write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays))
+        written.append(write_atomically(folder / f"{index.split}.npz", partial(np.savez, **arrays)))
         if index.places is not None:
             arrays = {"shards": index.places.shards, "offsets": index.places.offsets}
-            write_atomically(folder / f"{index.split}.places.npz", partial(np.savez, **arrays))
+            written.append(write_atomically(folder / f"{index.split}.places.npz", partial(np.savez, **arrays)))
     summary = Summary(
         classes=indexes[0].classes,
         samples={index.split: len(index) for index in indexes},
@@ -165,8 +176,10 @@ def save_indexes(
         places={index.split: index.places.digest for index in indexes if index.places is not None},
         max_side=max_side,
         source=source,
+        sha256={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in written},
     )
-    text = json.dumps({"version": INDEX_VERSION, **asdict(summary)}, indent=1) + "\n"
+    found = asdict(summary)
+    text = json.dumps({"version": INDEX_VERSION, **found, "digest": _digest_of(found)}, indent=1) + "\n"
     write_atomically(folder / "index.json", lambda file: file.write(text.encode()))
     return summary
 
@@ -181,6 +194,22 @@ def _first_of_each_kind(odd: Sequence[OddFile]) -> list[OddFile]:
     return kept
 
 
+class DamagedIndexError(DataError):
+    """A file of an index is missing, damaged or not to be trusted.
+
+    Attributes:
+        file: which.
+        reason: what is wrong with it, in words.
+    """
+
+    def __init__(self, file: Path, reason: str, fix: str) -> None:
+        super().__init__(f"{file} {reason}: {fix}")
+        self.file, self.reason = file, reason
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
+        return DataError, (str(self),)
+
+
 def load_summary(root: Path) -> Summary:
     """Read `index.json`.
 
@@ -190,19 +219,27 @@ def load_summary(root: Path) -> Summary:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"data root {root} does not exist: set data.root to the folder with train/ and val/")
-    fix = _fix(root)
+    file, fix = index_folder(root) / "index.json", _fix(root)
     try:
-        found = json.loads((index_folder(root) / "index.json").read_text())
-        version = found.pop("version")
+        found = json.loads(file.read_bytes())
+        version, digest = found.pop("version"), found.pop("digest", None)
         if version != INDEX_VERSION:
-            raise DataError(f"the index of {root} has version {version}, wanted {INDEX_VERSION}: {fix}")
-        found["odd"] = [OddFile(**odd) for odd in found["odd"]]
-        found["quarantined"] = [OddFile(**odd) for odd in found["quarantined"]]
-        return Summary(**found)
+            raise DamagedIndexError(file, f"has version {version}, wanted {INDEX_VERSION}", fix)
+        summary = _SUMMARY.validate_json(json.dumps(found))
     except FileNotFoundError:
         raise DataError(f"{root} has no index: {fix}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"the index of {root} cannot be read ({type(error).__name__}): {fix}") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can be any JSON or none
+        raise DamagedIndexError(file, f"cannot be read ({type(error).__name__})", fix) from error
+    # Those of before it was written are taken without.
+    if digest is not None and digest != _digest_of(found):
+        raise DamagedIndexError(file, "does not have the digest that it names", fix)
+    return summary
+
+
+def _digest_of(found: Any) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _fix(root: Path) -> str:
@@ -215,35 +252,45 @@ def load_index(root: Path, split: str) -> Index:
     """Read and verify the index of one split.
 
     Raises:
-        DataError: missing, damaged, half made, or without that split; the message says what to run.
+        DataError: missing, damaged, half made, without that split, or with paths that leave the root; the message
+            says what to run.
     """
     root = Path(root)
     summary = load_summary(root)
     fix = _fix(root)
     if split not in summary.digests:
         raise DataError(f"{root} has no split {split!r}, only {', '.join(summary.digests)}: {fix}")
+    file, places_file = (index_folder(root) / f"{split}{suffix}.npz" for suffix in ("", ".places"))
     try:
-        arrays = _arrays(root, split)
-        paths = Paths(arrays["path_blob"].tobytes(), arrays["path_offsets"])
-        columns: dict[str, Any] = {name: arrays[name] for name in _COLUMNS}
-        columns["places"] = Places(**_arrays(root, f"{split}.places")) if split in summary.places else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"the {split} index of {root} cannot be read ({type(error).__name__}): {fix}") from error
-    index = Index(split=split, paths=paths, classes=summary.classes, **columns)
-    if index.digest != summary.digests[split]:
-        raise DataError(f"the {split} index of {root} does not have the digest recorded for it: {fix}")
-    if index.places is not None and index.places.digest != summary.places[split]:
-        raise DataError(f"the places of the {split} index of {root} do not have the digest recorded for them: {fix}")
+        arrays = read_arrays(file)
+        paths = Paths(arrays.pop("path_blob").tobytes(), arrays.pop("path_offsets"))
+        index = Index(split=split, paths=paths, classes=summary.classes, **arrays)
+        reason = unsound(index)
+    except Exception as error:  # a damaged file raises any kind
+        raise DamagedIndexError(file, f"cannot be read ({type(error).__name__})", fix) from error
+    if reason is None and index.digest != summary.digests[split]:
+        reason = "it does not have the digest recorded for it"
+    if reason is not None:
+        raise DamagedIndexError(file, f"cannot be used ({reason})", fix)
+    return index if split not in summary.places else _with_places(index, places_file, summary.places[split], fix)
+
+
+def _with_places(index: Index, file: Path, digest: str, fix: str) -> Index:
+    try:
+        index = replace(index, places=Places(**read_arrays(file)))
+        reason = unsound(index)
+    except Exception as error:  # a damaged file raises any kind
+        raise DamagedIndexError(file, f"cannot be read ({type(error).__name__})", fix) from error
+    assert index.places is not None
+    if reason is None and index.places.digest != digest:
+        reason = "it does not have the digest recorded for it"
+    if reason is not None:
+        raise DamagedIndexError(file, f"cannot be used ({reason})", fix)
     return index
 
 
-def _arrays(root: Path, name: str) -> dict[str, Any]:
-    with open(index_folder(root) / f"{name}.npz", "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name, fsync it, then rename it into place."""
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """Write a file under a temporary name, fsync it, then rename it into place; returns its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -253,3 +300,4 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path

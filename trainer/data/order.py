@@ -1,8 +1,8 @@
 """The order of samples, owned by the trainer: which images, cropped how, in which batch, on which rank.
 
-What the network sees is a pure function of (seed, epoch, sample id). Global batch k of an epoch holds the
-same samples for every number of ranks; a rank takes a contiguous slice of it. So a run can resume at any
-step, on any number of ranks, with any loader, and the same images arrive.
+What the network sees is a pure function of (seed, epoch, sample id) and of the samples in quarantine. Global batch
+k of an epoch holds the same samples for every number of ranks; a rank takes a contiguous slice of it. So a run can
+resume at any step, on any number of ranks, with any loader, and the same images arrive.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from trainer.data.geometry import (
     train_kind,
 )
 from trainer.data.index import Index
+from trainer.data.quarantine import Quarantine
 from trainer.errors import ConfigError
 
 __all__ = ["Augment", "EvalOrder", "Geometry", "Plan", "TrainOrder", "part", "permutation", "train_kind"]
@@ -89,6 +90,9 @@ class TrainOrder:
         world: number of processes.
         drop_last: leave out the last, smaller batch of an epoch.
 
+    Attributes:
+        quarantine: samples that others stand in for; empty until somebody adds one.
+
     Raises:
         ConfigError: the batch cannot be cut that way or an epoch would have no step.
     """
@@ -113,6 +117,7 @@ class TrainOrder:
         self.accumulation = accumulation
         self.rank = rank
         self.world = world
+        self.quarantine = Quarantine(seed, len(index))
         samples = len(index)
         self.steps_per_epoch = samples // batch_size if drop_last else -(-samples // batch_size)
         if self.steps_per_epoch == 0:
@@ -129,7 +134,8 @@ class TrainOrder:
         """Sample ids of the global batch of a step, in order: those of all ranks and micro-batches."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         first = batch * self.batch_size
-        return permutation(self.seed, epoch, len(self.index))[first : first + self.batch_size]
+        ids = permutation(self.seed, epoch, len(self.index))[first : first + self.batch_size]
+        return self.quarantine.replaced(ids, step)
 
     def plans(self, start_step: int, end_step: int) -> Iterator[Plan]:
         """Plans of steps start_step to end_step - 1 of the run, `accumulation` per step, one at a time."""
@@ -137,13 +143,17 @@ class TrainOrder:
             for micro in range(self.accumulation):
                 yield self._plan(step, micro)
 
+    def again(self, plan: Plan) -> Plan:
+        """A plan as it is with what is in quarantine now."""
+        return self._plan(plan.step, plan.micro)
+
     def _plan(self, step: int, micro: int) -> Plan:
         epoch, batch = divmod(step, self.steps_per_epoch)
         first = batch * self.batch_size
         last = min(first + self.batch_size, len(self.index))
         micro_first, micro_last = part(first, last, micro, self.accumulation)
         start, stop = part(micro_first, micro_last, self.rank, self.world)
-        ids = permutation(self.seed, epoch, len(self.index))[start:stop]
+        ids = self.quarantine.replaced(permutation(self.seed, epoch, len(self.index))[start:stop], step)
         words = random_words(self.seed, STREAM_SAMPLE, epoch, start=start, rows=stop - start, width=WORDS_PER_SAMPLE)
         heights, widths = _sizes(self.index, ids)
         return Plan(

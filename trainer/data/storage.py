@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trainer.data.index import Index
 
 _KEPT_OPEN = 512
+Bytes = npt.NDArray[np.uint8]
 
 
 class Storage(Protocol):
@@ -51,11 +52,23 @@ class Files:
     def __init__(self, index: Index, root: Path) -> None:
         self._paths = index.paths
         self._root = Path(root).absolute()
-        self.prefix = os.fsencode(self._root) + b"/"
+        self._prefix = os.fsencode(self._root) + b"/"
 
     def read(self, sample: int) -> bytes:
         """The whole file."""
         return (self._root / self._paths[sample]).read_bytes()
+
+    def length(self, sample: int) -> int:
+        """Bytes of the file as it is now."""
+        return os.stat(self._root / self._paths[sample]).st_size
+
+    def names(self, ids: npt.NDArray[np.int64]) -> list[Bytes]:
+        """The paths of samples (B,), as bytes, for who opens files on his own."""
+        prefix, blob = self._prefix, self._paths.blob
+        begins, ends = self._paths.offsets[ids].tolist(), self._paths.offsets[ids + 1].tolist()
+        return [
+            np.frombuffer(prefix + blob[begin:end], dtype=np.uint8) for begin, end in zip(begins, ends, strict=True)
+        ]
 
     def where(self, sample: int) -> str:
         """Its path."""
@@ -84,24 +97,47 @@ class Shards:
         self.read_into(sample, content)
         return content.tobytes()
 
-    def read_into(self, sample: int, out: npt.NDArray[np.uint8]) -> None:
+    def read_into(self, sample: int, out: Bytes) -> None:
         """Read a sample into memory of its length.
 
         Raises:
             OSError: it cannot be read, or the tar file ends before it does.
         """
-        number, offset = int(self._places.shards[sample]), int(self._places.offsets[sample])
-        file, kept = self._file(number)
+        self._read(sample, out, self.offset(sample))
+
+    def _read(self, sample: int, out: Bytes, offset: int) -> None:
+        file, kept = self._opened(int(self._places.shards[sample]), self.file(sample))
         try:
             _fill(file, memoryview(out.data), offset)
         finally:
             if not kept:
                 os.close(file)
 
+    def peek(self, sample: int, start: int, length: int) -> bytes:
+        """Bytes of the tar file that a sample lies in.
+
+        Raises:
+            OSError: it cannot be read, or ends before.
+        """
+        out = np.empty(length, np.uint8)
+        self._read(sample, out, start)
+        return out.tobytes()
+
+    def length(self, sample: int) -> int:
+        """Bytes of the content, which its place in the tar file does not tell: the index's."""
+        return int(self._index.bytes[sample])
+
+    def file(self, sample: int) -> Path:
+        """The tar file that a sample lies in."""
+        return shard_path(self._root, self._index.split, int(self._places.shards[sample]))
+
+    def offset(self, sample: int) -> int:
+        """First byte of the content in it."""
+        return int(self._places.offsets[sample])
+
     def where(self, sample: int) -> str:
         """Tar file, first byte, and the sample's path."""
-        file = self._path(int(self._places.shards[sample]))
-        return f"{file}, byte {self._places.offsets[sample]} ({self._index.paths[sample]})"
+        return f"{self.file(sample)}, byte {self.offset(sample)} ({self._index.paths[sample]})"
 
     def close(self) -> None:
         """Close the tar files; reading opens them again."""
@@ -113,14 +149,11 @@ class Shards:
     def __del__(self) -> None:
         self.close()
 
-    def _path(self, number: int) -> Path:
-        return shard_path(self._root, self._index.split, number)
-
-    def _file(self, number: int) -> tuple[int, bool]:
+    def _opened(self, number: int, path: Path) -> tuple[int, bool]:
         with self._lock:
             if number in self._open:
                 return self._open[number], True
-            file = os.open(self._path(number), os.O_RDONLY)
+            file = os.open(path, os.O_RDONLY)
             kept = len(self._open) < _KEPT_OPEN
             if kept:
                 self._open[number] = file

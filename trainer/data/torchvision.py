@@ -20,7 +20,7 @@ from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
 from trainer.data.pillow import Pixels, cut, open_rgb
-from trainer.data.storage import open_storage
+from trainer.data.storage import Files, Shards, open_storage
 
 _CHUNK = 8
 
@@ -37,6 +37,7 @@ class TorchvisionLoader:
         workers: decoding threads.
         prefetch: batches made ahead.
         rank: named in errors.
+        storage: reads the samples; by default what the index tells of.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class TorchvisionLoader:
         workers: int = 2,
         prefetch: int = 2,
         rank: int = 0,
+        storage: Files | Shards | None = None,
     ) -> None:
         self._index = index
-        self._storage = open_storage(index, root)
+        self._storage = storage or open_storage(index, root)
         self._limits = (image_size, kind, max_batch)
         self._workers = max(workers, 1)
         self._prefetch = prefetch

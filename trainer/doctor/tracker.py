@@ -7,8 +7,8 @@ import time
 from trainer.config import Config
 from trainer.doctor.check import ByRank, Check, Context, Facts, Problem
 from trainer.errors import ConfigError
+from trainer.secrets import redact
 from trainer.tracking.address import resolve_uri
-from trainer.tracking.files import redact
 from trainer.tracking.store import reason
 from trainer.tracking.trial import write_and_read_back
 

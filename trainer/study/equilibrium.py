@@ -17,7 +17,7 @@ from reste import create_estimator
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError, DataError
 from trainer.resume import differences
-from trainer.tracking.address import resolve_uri
+from trainer.tracking.address import resolve_uri, sqlite_path
 from trainer.tracking.journal import read_journal
 
 PROBE_EVERY = "0.1ep"
@@ -113,7 +113,11 @@ def plan_sweep(path: Path, overrides: list[str], o_ends: list[float], seeds: int
     _require_binary_weights_and_power(config)
     directory = out or Path(config.run.dir) / f"{config.run.name}-equilibrium"
     common: dict[str, object] = {"resume": "auto", "run.dir": str(directory)}
-    common["tracking.uri"] = resolve_uri(config.tracking.uri, config.run_dir)
+    uri = resolve_uri(config.tracking.uri, config.run_dir)
+    # Any other address is the same from every run's folder, and may hold a password, which all users of a machine
+    # could read on a command line.
+    if sqlite_path(uri) is not None:
+        common["tracking.uri"] = uri
     if "log.indicators_every" not in given:
         common["log.indicators_every"] = PROBE_EVERY
     points = []

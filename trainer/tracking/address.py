@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from trainer.errors import ConfigError
+from trainer.secrets import HIDDEN, redact, without_credentials
 
 _SQLITE = "sqlite:///"
 
@@ -25,14 +26,29 @@ def resolve_uri(uri: str | None, run_dir: Path) -> str:
         return default_uri(run_dir)
     if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
         raise ConfigError(
-            f"tracking.uri={uri} is a folder, which MLflow 3 refuses: use null or sqlite:///FOLDER/mlflow.db"
+            f"tracking.uri={redact(uri)} is a folder, which MLflow 3 refuses: use null or sqlite:///FOLDER/mlflow.db"
         )
     path = sqlite_path(uri)
     if path is None:
         return uri
     if path.name in ("", ":memory:"):
-        raise ConfigError(f"tracking.uri={uri} is a store in memory: use null or sqlite:///FOLDER/mlflow.db")
+        raise ConfigError(f"tracking.uri={redact(uri)} is a store in memory: use null or sqlite:///FOLDER/mlflow.db")
     return f"{_SQLITE}{path.absolute()}"
+
+
+def contactable(uri: str) -> str:
+    """The address to use for one that was stored without its secrets.
+
+    A server's user and password may also come from the environment or MLflow's own file of credentials, so that
+    their place in the address can be left empty; any other secret is needed again.
+
+    Raises:
+        ConfigError: a secret is missing.
+    """
+    bare = without_credentials(uri) if uri.startswith(("http://", "https://")) else uri
+    if HIDDEN in bare:
+        raise ConfigError(f"the password of {uri} is not kept in the run's folder: give the whole address with --uri")
+    return bare
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -49,7 +65,7 @@ def artifact_location(uri: str, experiment: str) -> str | None:
 
 
 def mlflow_command(uri: str) -> str:
-    """What to type to see the runs; the address itself if a server is running there."""
+    """What to type to see the runs; the address itself, without a password, if a server is running there."""
     if uri.startswith(("http://", "https://")):
-        return uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return without_credentials(uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"

@@ -1,4 +1,4 @@
-"""Small files never seen half-written, locks that die with their process, and text without secrets."""
+"""Small files never seen half-written, and locks that die with their process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import fcntl
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
-
-_CREDENTIALS = re.compile(r"(\w[\w+.-]*://)[^/@\s]+@")
-_SECRET = re.compile(r"((?:^|[\s._-])[\w.-]*(?:password|passwd|secret|token|api_?key)[=:]\s*)\S+", re.IGNORECASE)
-_SECRET_OPTION = re.compile(r"--?[\w.-]*(?:password|passwd|secret|token|api-?_?key)", re.IGNORECASE)
 
 
 def jsonable(value: Any) -> Any:
@@ -52,17 +47,6 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         raise
 
 
-def redact(text: str) -> str:
-    """Hide user names and passwords inside addresses (`http://***@host`) and the values of `password=...`."""
-    return _SECRET.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
-
-
-def redact_argv(argv: list[str]) -> list[str]:
-    """Redact a command line, also where a secret is a word of its own (`--token VALUE`)."""
-    hidden = [False, *(bool(_SECRET_OPTION.fullmatch(word)) for word in argv)]
-    return ["***" if hide else redact(word) for word, hide in zip(argv, hidden, strict=False)]
-
-
 class FileLock:
     """An advisory lock between processes, released when its process dies, however it dies.
 
@@ -88,6 +72,11 @@ class FileLock:
                 return False
         self._descriptor = descriptor
         return True
+
+    def touch(self) -> None:
+        """Renew the file's time, while the lock is held."""
+        if self._descriptor is not None:
+            os.utime(self._descriptor)
 
     def release(self) -> None:
         """Give the lock back; harmless if it is not held."""

@@ -9,6 +9,7 @@ the strings "inf", "-inf" and "nan", since JSON has no such numbers.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -49,7 +50,7 @@ class Journal:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._size = _end_of_last_line(self._descriptor)
+            self._size = _end_of_last_line(self._descriptor, os.fstat(self._descriptor).st_size)
             os.ftruncate(self._descriptor, self._size)
 
     def write(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -139,7 +140,8 @@ class Journal:
                 del self._unwritten[0]
             self._complained = False
         except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
+            with contextlib.suppress(OSError):  # a disk that failed may fail again; the line is written over then
+                os.ftruncate(self._descriptor, self._size)
             self._complain(error)
 
     def _complain(self, error: OSError) -> None:
@@ -172,6 +174,30 @@ def read_journal(path: Path, from_offset: int = 0) -> Iterator[tuple[int, dict[s
             yield offset, record
 
 
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a journal, read from its end; None if it has none.
+
+    Raises:
+        DataError: that line is damaged.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        end = _end_of_last_line(descriptor, os.fstat(descriptor).st_size)
+        begin = _end_of_last_line(descriptor, end - 1) if end else 0
+        line = os.pread(descriptor, end - begin, begin)
+    finally:
+        os.close(descriptor)
+    return _decode(line, path, begin) if line else None
+
+
+def milliseconds(record: Mapping[str, Any]) -> int:
+    """When a line was written, as MLflow counts time."""
+    return round(record["time"] * 1000)
+
+
 def _decode(line: bytes, path: Path, offset: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
@@ -182,9 +208,8 @@ def _decode(line: bytes, path: Path, offset: int) -> dict[str, Any]:
     return record
 
 
-def _end_of_last_line(descriptor: int) -> int:
-    """Offset behind the last newline, looking backwards in blocks."""
-    end = os.fstat(descriptor).st_size
+def _end_of_last_line(descriptor: int, end: int) -> int:
+    """Offset behind the last newline before `end`, looking backwards in blocks."""
     while end > 0:
         begin = max(0, end - 65536)
         newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")

@@ -9,12 +9,14 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.tracking.files import redact_argv, write_json
+from trainer.secrets import redact_argv
+from trainer.tracking.files import write_json
 
 _PACKAGES = {
     "torch": ("torch",),
@@ -66,14 +68,20 @@ def build_manifest(
     }
 
 
-def write_manifest(run_dir: Path, manifest: dict[str, Any]) -> None:
-    """Write `run_dir/manifest.json`; those of earlier starts stay under "earlier", oldest first."""
+def write_manifest(run_dir: Path, manifest: dict[str, Any], *, ended: Mapping[str, Any] | None = None) -> None:
+    """Write `run_dir/manifest.json`; those of earlier starts stay under "earlier", oldest first.
+
+    Args:
+        run_dir: the run's folder.
+        manifest: of this start.
+        ended: how the start before it ended, kept with that one.
+    """
     path = run_dir / "manifest.json"
     earlier: list[dict[str, Any]] = []
     if path.exists():
         try:
             previous = json.loads(path.read_text(encoding="utf-8"))
-            earlier = [*previous.pop("earlier", []), previous]
+            earlier = [*previous.pop("earlier", []), previous | ({"ended": dict(ended)} if ended else {})]
         except (ValueError, AttributeError):
             path.replace(path.with_suffix(".damaged.json"))
     write_json(path, {**manifest, "earlier": earlier})

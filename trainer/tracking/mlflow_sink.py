@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from trainer.errors import UserError
+from trainer.secrets import redact
 from trainer.tracking.address import mlflow_command, resolve_uri
-from trainer.tracking.files import redact
-from trainer.tracking.replay import Replay, Target
+from trainer.tracking.replay import Replay, RunLockedError, Target
 from trainer.tracking.store import is_lasting, reason
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 EndStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
 _LAST_TRIES_EVERY_S = 0.5
+_LOCKED_TRIES = 4
+_SWITCH_S = 0.0005
+"""The thread that trains gives Python's lock away at every system call and launched kernel, and would wait the usual
+5 ms to have it back whenever this one computes, as in importing MLflow."""
 
 
 class MlflowSender:
@@ -44,6 +49,7 @@ class MlflowSender:
         artifacts: Sequence[Path] = (),
         poll_s: float = 2.0,
         longest_wait_s: float = 60.0,
+        down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare; nothing is contacted before `start`.
 
@@ -58,6 +64,7 @@ class MlflowSender:
             artifacts: Files to store, at the start or as soon as they exist at the end.
             poll_s: Seconds between two looks at the journal.
             longest_wait_s: Longest pause between two attempts during an outage.
+            down: Whether every call is to fail now as if MLflow did not answer; asked by the sender's thread.
 
         Raises:
             ConfigError: `uri` is a kind of store that MLflow refuses.
@@ -73,7 +80,8 @@ class MlflowSender:
                 params=dict(params or {}),
                 tags=dict(tags or {}),
                 artifacts=tuple(artifacts),
-            )
+            ),
+            down=down,
         )
         self._poll_s = poll_s
         self._longest_wait_s = longest_wait_s
@@ -83,6 +91,7 @@ class MlflowSender:
         self._complete = False
         self._looked_for_artifacts = False
         self._failures = 0
+        self._warned = False
         self._thread = threading.Thread(target=self._main, name="mlflow-sender", daemon=True)
 
     @property
@@ -93,10 +102,11 @@ class MlflowSender:
     @property
     def command(self) -> str:
         """What to type (or open) to see the run."""
-        return mlflow_command(redact(self.uri))
+        return mlflow_command(self.uri)
 
     def start(self) -> None:
         """Begin to send; returns at once."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         self._thread.start()
 
     def close(self, status: EndStatus = "FINISHED", *, timeout_s: float = 30.0) -> bool:
@@ -131,6 +141,7 @@ class MlflowSender:
     def _round(self, closing: bool) -> float | None:
         """Send what is new; returns the seconds to wait before the next round, None to give up."""
         try:
+            self._replay.beat()
             self._replay.open()
             self._replay.send()
             uploaded = self._upload() if closing or not self._looked_for_artifacts else True
@@ -138,11 +149,12 @@ class MlflowSender:
                 self._replay.end(self._status)
                 self._complete = uploaded
                 return None
+            self._replay.end_gone()
         except Exception as error:  # MLflow raises anything; none of it may reach training
             return self._failed(error)
         if self._failures:
             logger.info("MLflow answers again and is up to date")
-            self._failures = 0
+            self._failures, self._warned = 0, False
         return self._poll_s
 
     def _upload(self) -> bool:
@@ -159,11 +171,14 @@ class MlflowSender:
         if is_lasting(error) or isinstance(error, UserError):
             logger.warning("MLflow at %s refuses this run (%s): journalled only", redact(self.uri), reason(error))
             return None
-        if not self._failures:
+        self._failures += 1
+        # Another start may just be ending what an earlier one of this run left behind.
+        patient = isinstance(error, RunLockedError) and self._failures < _LOCKED_TRIES
+        if not self._warned and not patient:
+            self._warned = True
             logger.warning(
                 "MLflow at %s cannot be reached (%s): metrics wait in the journal",
                 redact(self.uri),
                 reason(error),
             )
-        self._failures += 1
         return min(self._longest_wait_s, self._poll_s * 2.0 ** min(self._failures, 30))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.errors import ConfigError
-from trainer.tracking.files import redact
+from trainer.secrets import redact
 from trainer.tracking.mlflow_sink import EndStatus
 from trainer.tracking.replay import Replay, RunLockedError, Target
 from trainer.tracking.store import reason

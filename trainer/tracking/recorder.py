@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.config import TrackingConfig
+from trainer.config_source import read_source
 from trainer.errors import DataError
 from trainer.tracking.files import write_json
 from trainer.tracking.journal import Journal
@@ -17,7 +18,10 @@ from trainer.tracking.manifest import build_manifest, write_manifest
 from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
 from trainer.tracking.progress import Progress
 from trainer.tracking.status import State, read_status, write_status
+from trainer.tracking.store import preload
 from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags, parent_tags
+
+log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -76,13 +80,24 @@ class Recorder:
             data_digest=about["data_digest"],
             world_size=about["world_size"],
         )
-        write_manifest(self.directory, manifest)
+        write_manifest(self.directory, manifest, ended=self._last_end())
         self._checkpoint = None if resumed_from is None else f"checkpoints/{resumed_from.name}"
         if resumed_from is None:
             self._journal.event("started", step=step)
         else:
             self._journal.event("resumed", step=step, fields={"from": self._checkpoint})
         self._write_status("running")
+
+    def _last_end(self) -> dict[str, Any] | None:
+        """How the start before this one ended; one that never said so was killed."""
+        try:
+            status = read_status(self.directory)
+        except DataError:
+            return None
+        if status is None:
+            return None
+        state = "killed" if status.state == "running" else status.state
+        return {"state": state, "step": status.step, "exit_code": status.exit_code}
 
     def keep(self, name: str, value: Any) -> None:
         """Write a JSON file beside the configuration; None takes away that of an earlier start."""
@@ -93,12 +108,12 @@ class Recorder:
         else:
             write_json(self.directory / name, value)
 
-    def track(self, tracking: TrackingConfig) -> None:
-        """Let MLflow follow the journal; returns at once."""
+    def track(self, tracking: TrackingConfig, *, down: Callable[[int], bool] = lambda step: False) -> None:
+        """Let MLflow follow the journal without waiting for it; at steps for which `down` is true it is away."""
         if not self.enabled:
             return
-        config = yaml.safe_load((self.directory / "config.yaml").read_text(encoding="utf-8"))
-        manifest = yaml.safe_load((self.directory / "manifest.json").read_text(encoding="utf-8"))
+        config = read_source(self.directory / "config.yaml", []).values
+        manifest = json.loads((self.directory / "manifest.json").read_text(encoding="utf-8"))
         self._sender = MlflowSender(
             self.directory / "journal.jsonl",
             run_dir=self.directory,
@@ -108,7 +123,9 @@ class Recorder:
             params=flatten(config),
             tags=manifest_tags(manifest) | parent_tags(tracking.parent),
             artifacts=[self.directory / name for name in ARTIFACTS],
+            down=lambda: down(self._step),
         )
+        preload(self._sender.uri, tracking.experiment)
         self._sender.start()
 
     @property
@@ -174,7 +191,7 @@ class Recorder:
         if not self.enabled:
             return
         if result is not None:
-            write_json(self.directory / "result.json", result)
+            self._write_result(result)
         self._write_status(state, exit_code=exit_code, error=reason)
         self._journal.close()
         if self._sender is not None:
@@ -190,6 +207,12 @@ class Recorder:
         self._journal.close()
         if self._sender is not None:
             self._sender.close("FAILED", timeout_s=10.0)
+
+    def _write_result(self, result: Any) -> None:
+        try:
+            write_json(self.directory / "result.json", result)
+        except OSError as error:  # the run is finished all the same, and its checkpoints hold these numbers
+            log.warning("%s cannot be written (%s)", self.directory / "result.json", error)
 
     def _epoch(self) -> int:
         return min(-(-max(self._step, 1) // self._steps_per_epoch), -(-self._total_steps // self._steps_per_epoch))

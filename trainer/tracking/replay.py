@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.tracking.files import FileLock
-from trainer.tracking.journal import read_journal
+from trainer.tracking.journal import milliseconds, read_journal
+from trainer.tracking.orphans import LOCK_NAME, end_gone
 from trainer.tracking.sent import SentFile
 from trainer.tracking.store import MAX_METRICS, MlflowStore, Point
 
@@ -44,13 +45,14 @@ class _Batch:
 class Replay:
     """Brings one MLflow run up to date with one journal; every method can be repeated after it raised."""
 
-    def __init__(self, target: Target) -> None:
-        """Remember what to send; nothing is contacted before `open`."""
+    def __init__(self, target: Target, *, down: Callable[[], bool] = lambda: False) -> None:
+        """Remember what to send; nothing is contacted before `open`. Every call fails while `down` says so."""
         self._target = target
-        self._store = MlflowStore(target.uri, target.experiment)
-        self._lock = FileLock(target.run_dir / ".tracking.lock")
+        self._store = MlflowStore(target.uri, target.experiment, down=down)
+        self._lock = FileLock(target.run_dir / LOCK_NAME)
         self._file = SentFile(target.run_dir, target.uri)
         self._ready = False
+        self._looked_beside = False
         self._offset = 0
         self._last_ms: int | None = None
         self._run_id = ""
@@ -87,6 +89,7 @@ class Replay:
             )
             self._file.save(self._sent)
         self._run_id = self._sent.run_id
+        self._sent.ended = None
         self._settle()
         self._store.describe(self._run_id, self._target.params, self._target.tags)
         # The journal may have been cut and have grown again since: it is read from its beginning, and `steps`
@@ -122,6 +125,18 @@ class Replay:
     def end(self, status: str) -> None:
         """End the MLflow run as FINISHED, KILLED or FAILED, at the time of the journal's last line."""
         self._store.end(self._run_id, status, end_ms=self._last_ms)
+        self._sent.ended = status
+        self._file.save(self._sent)
+
+    def beat(self) -> None:
+        """Show other machines that this run is being looked after."""
+        self._lock.touch()
+
+    def end_gone(self) -> None:
+        """Once, end the runs beside this one that MLflow shows as running and whose process has gone."""
+        if not self._looked_beside:
+            end_gone(self._target.run_dir, self._store)
+            self._looked_beside = True
 
     def close(self) -> None:
         """Let other processes send this run."""
@@ -136,7 +151,7 @@ class Replay:
 
     def _first_ms(self) -> int | None:
         path = self._target.journal_path
-        return next((_milliseconds(record) for _, record in read_journal(path)), None) if path.exists() else None
+        return next((milliseconds(record) for _, record in read_journal(path)), None) if path.exists() else None
 
     def _record(self, batch: _Batch) -> None:
         self._sent.steps.update(batch.steps)
@@ -154,7 +169,7 @@ class Replay:
                 if batch.points and len(batch.points) + len(record["metrics"]) > MAX_METRICS:
                     break
                 self._collect(record, batch)
-            batch.offset, batch.time_ms = offset, _milliseconds(record)
+            batch.offset, batch.time_ms = offset, milliseconds(record)
         return batch
 
     def _collect(self, record: Mapping[str, Any], batch: _Batch) -> None:
@@ -164,10 +179,6 @@ class Replay:
                 continue
             batch.steps[key] = step
             if math.isfinite(value):
-                batch.points.append(Point(key, value, _milliseconds(record), step))
+                batch.points.append(Point(key, value, milliseconds(record), step))
             else:
                 batch.tags[f"nonfinite/{key}"] = f"{value} at step {step}"
-
-
-def _milliseconds(record: Mapping[str, Any]) -> int:
-    return round(record["time"] * 1000)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
+from trainer.secrets import redact, without_credentials
 from trainer.tracking.address import default_uri, resolve_uri
-from trainer.tracking.files import redact, write_json
+from trainer.tracking.files import write_json
 
 FILE_NAME = "tracking.json"
 _DEFAULT = "default"
@@ -27,7 +28,7 @@ class Sent:
 
     `key` is a tag of the MLflow run, made up before the run, so that a run made just before a crash is found
     again. `pending` is written before a batch is sent and emptied after it, for the same reason; `probe` is
-    one point of that batch, `[metric, step]`.
+    one point of that batch, `[metric, step]`. `ended` is how the MLflow run was ended, None while it says RUNNING.
     """
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -37,6 +38,7 @@ class Sent:
     pending: dict[str, int] = field(default_factory=dict)
     probe: tuple[str, int] | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
+    ended: str | None = None
 
 
 class SentFile:
@@ -46,17 +48,17 @@ class SentFile:
         """Remember the place; `uri` is an address made absolute by `resolve_uri`."""
         self._path = run_dir / FILE_NAME
         # The store beside the run folder keeps its entry when both are moved together.
-        self._entry = _DEFAULT if uri == default_uri(run_dir) else redact(uri)
+        self._entry = _DEFAULT if uri == default_uri(run_dir) else redact(without_credentials(uri))
 
     def load(self) -> Sent:
         """What this store was sent; a new `Sent` if nothing yet."""
         entry = _read(self._path)["stores"].get(self._entry)
         return Sent() if entry is None else Sent(**entry)
 
-    def save(self, sent: Sent) -> None:
-        """Write it so that a crash leaves the old file or the new one."""
+    def save(self, sent: Sent, *, current: bool = True) -> None:
+        """Write it so that a crash leaves the old file or the new one; `current`: this store is the one in use."""
         content = _read(self._path)
-        content["current"] = self._entry
+        content["current"] = self._entry if current else content["current"]
         content["stores"][self._entry] = asdict(sent)
         write_json(self._path, content)
 

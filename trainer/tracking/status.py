@@ -14,13 +14,15 @@ from typing import Literal, get_args
 
 from trainer.errors import DataError
 from trainer.processes import process_state
+from trainer.secrets import redact
 from trainer.tracking.files import write_json
 
 logger = logging.getLogger(__name__)
 
 State = Literal["running", "finished", "stopped", "failed"]
 
-_SILENT_FOR_S = 1800.0
+SILENT_FOR_S = 1800.0
+"""After so long without a sign a process of another machine is taken to have gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,25 @@ class Status:
     time: float = 0.0
     hostname: str = ""
     pid: int = 0
+    born: str = ""
+    """When the process began, so that another one of the same number is told from it."""
 
     def alive(self) -> bool:
         """Whether the process that wrote this still runs: exact on its own host, a guess by age elsewhere."""
         if self.state != "running":
             return False
         if self.hostname != socket.gethostname():
-            return time.time() - self.time < _SILENT_FOR_S
+            return time.time() - self.time < SILENT_FOR_S
+        if Path("/proc/self").exists():
+            state, born = process_state(self.pid)
+            return state != "Z" and self.born in ("", born)
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             return True
-        return not Path("/proc").is_dir() or process_state(self.pid)[0] != "Z"
+        return True
 
 
 def write_status(
@@ -86,10 +93,11 @@ def write_status(
         checkpoint=checkpoint,
         trouble=trouble,
         exit_code=exit_code,
-        error=error,
+        error=None if error is None else redact(error),
         time=time.time(),
         hostname=socket.gethostname(),
         pid=os.getpid(),
+        born=process_state(os.getpid())[1],
     )
     try:
         write_json(run_dir / "status.json", asdict(status), durable=False)

@@ -11,13 +11,14 @@ import posixpath
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from trainer.secrets import redact
 from trainer.tracking.address import artifact_location, sqlite_path
-from trainer.tracking.files import FileLock, redact
+from trainer.tracking.files import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,7 @@ _MIGRATION_S = 60.0
 _MAX_VALUE = 5000
 _KEY_TAG = "reste.key"
 _LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 _ENVIRONMENT = {
     # Repeating is the sender's work: it knows what was sent, and MLflow's own retries block for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -58,23 +60,29 @@ class StoreBusyError(RuntimeError):
 class MlflowStore:
     """One MLflow store and one experiment in it."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        """Remember where; nothing is contacted before `open`."""
+    def __init__(self, uri: str, experiment: str, *, down: Callable[[], bool] = lambda: False) -> None:
+        """Remember where; nothing is contacted before `open`. Every call fails while `down` says so."""
         self.uri = uri
         self._experiment = experiment
         self._experiment_id = ""
-        self._client: MlflowClient
+        self._down = down
+        self._connected: MlflowClient
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._down():
+            raise ConnectionError("it does not answer, as RESTE_FAULTS wants it")
+        return self._connected
 
     def open(self) -> None:
         """Import MLflow, connect, and find or make the experiment."""
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set_environment()
         _silence()
         from mlflow import MlflowClient
 
         _silence()
         with _alone(sqlite_path(self.uri)):
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._connected = MlflowClient(tracking_uri=self.uri)
             self._experiment_id = self._find_or_make_experiment()
 
     def find_or_make_run(self, key: str, name: str, *, start_ms: int | None) -> str:
@@ -134,6 +142,10 @@ class MlflowStore:
         if self._experiment_id:
             self._client.delete_experiment(self._experiment_id)
 
+    def is_running(self, run_id: str) -> bool:
+        """Whether the run has not ended."""
+        return str(self._client.get_run(run_id).info.status) == "RUNNING"
+
     def end(self, run_id: str, status: str, *, end_ms: int | None) -> None:
         """End the run as FINISHED, KILLED or FAILED, at unix time `end_ms` (None: now)."""
         self._client.set_terminated(run_id, status, end_time=end_ms)
@@ -152,6 +164,23 @@ class MlflowStore:
         return str(found.experiment_id)
 
 
+def preload(uri: str, experiment: str) -> None:
+    """Import what a store needs, and make an SQLite file that is not there yet, before training begins.
+
+    Done in a thread beside training, either would hold Python's lock for seconds.
+    """
+    _set_environment()
+    path = sqlite_path(uri)
+    with suppress(Exception):  # the sender meets it again, says it and goes on
+        import mlflow
+
+        if path is not None:
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        if path is not None and not path.exists():
+            MlflowStore(uri, experiment).open()
+    _silence()
+
+
 def is_lasting(error: Exception) -> bool:
     """Whether asking again is useless: no MLflow here, the run was deleted, or the store refuses the data."""
     return isinstance(error, ImportError) or getattr(error, "error_code", None) in _LASTING
@@ -162,7 +191,10 @@ def reason(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"{error}; install it: pip install mlflow"
     lines = redact(str(error)).splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    told = (lines[0] if lines else type(error).__name__)[:200]
+    if getattr(error, "error_code", None) in _REFUSED:
+        return f"{told}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return told
 
 
 def clean_name(name: str) -> str:
@@ -173,6 +205,12 @@ def clean_name(name: str) -> str:
 
 def _parts(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
+def _set_environment() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the whole address, password and all
 
 
 @contextmanager
@@ -198,10 +236,10 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Keep MLflow's import and migrations off the terminal; errors are reported by the sender.
+    """Keep MLflow's import, migrations and errors off the terminal; the sender reports errors, without passwords.
 
     The filters are global, but setting them is safe from a thread, unlike `warnings.catch_warnings`.
     """
     warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)(\.|$)")
     for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trainer.errors import DataError, UserError
-from trainer.tracking.address import resolve_uri
-from trainer.tracking.files import redact
+from trainer.config_source import read_source
+from trainer.errors import ConfigError, DataError, UserError
+from trainer.secrets import redact
+from trainer.tracking.address import contactable, resolve_uri
+from trainer.tracking.orphans import how_it_ended, is_gone
 from trainer.tracking.replay import Replay, RunLockedError, Target
 from trainer.tracking.status import read_status
 from trainer.tracking.store import is_lasting, reason
 
 ARTIFACTS = ("config.yaml", "manifest.json", "result.json", "deepspeed.json")
 """Files of a run folder that MLflow keeps."""
-
-_END = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,16 @@ def manifest_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     code = manifest.get("code") or {}
     tags = {name: manifest.get(name) for name in ("world_size", "config_digest", "data_digest", "command")}
     tags |= {"mlflow.source.git.commit": code.get("commit"), "dirty": code.get("dirty")}
+    if "earlier" in manifest:
+        tags |= _attempts(manifest["earlier"])
     return {name: str(value) for name, value in tags.items() if value is not None}
+
+
+def _attempts(earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many starts the run has had, and how each before the last one ended."""
+    ends = [(number, start["ended"]) for number, start in enumerate(earlier, 1) if start.get("ended")]
+    told = [f"{number} {end.get('state')} at step {end.get('step')}" for number, end in ends]
+    return {"attempts": len(earlier) + 1, "attempts/ended": "; ".join(told) or None}
 
 
 def parent_tags(parent: str | None) -> dict[str, str]:
@@ -72,7 +79,7 @@ def sync_run(run_dir: Path, *, uri: str | None = None, timeout_s: float = 60.0) 
     """
     replay = Replay(_target(run_dir, uri))
     last = read_status(run_dir)
-    status = None if last is not None and last.alive() else _END[last.state if last is not None else "running"]
+    status = how_it_ended(last) if is_gone(run_dir, last) else None
     deadline = time.monotonic() + timeout_s
     try:
         while not _attempt(replay, status, final=time.monotonic() >= deadline):
@@ -110,14 +117,14 @@ def _target(run_dir: Path, uri: str | None) -> Target:
     if not journal.exists():
         raise DataError(f"{journal} is missing: name the folder of a run")
     try:
-        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        config = read_source(run_dir / "config.yaml", []).values
         tracking, name = config["tracking"], config["run"]["name"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (ConfigError, KeyError, TypeError):
         raise DataError(f"{run_dir / 'config.yaml'} is not a run's configuration: name the folder of a run") from None
     return Target(
         run_dir=run_dir,
         journal_path=journal,
-        uri=resolve_uri(uri or tracking.get("uri"), run_dir),
+        uri=resolve_uri(uri or _stored(tracking.get("uri")), run_dir),
         experiment=str(tracking.get("experiment") or "reste"),
         run_name=str(name),
         params=flatten(config),
@@ -125,6 +132,10 @@ def _target(run_dir: Path, uri: str | None) -> Target:
         tags=manifest_tags(_manifest(run_dir)) | parent_tags(None if uri else tracking.get("parent")),
         artifacts=[run_dir / name for name in ARTIFACTS],
     )
+
+
+def _stored(uri: str | None) -> str | None:
+    return None if uri is None else contactable(uri)
 
 
 def _manifest(run_dir: Path) -> dict[str, Any]:

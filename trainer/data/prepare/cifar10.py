@@ -109,7 +109,9 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 def _from_archive(file: Path, md5: str | None) -> dict[str, bytes]:
     with closing(OnePass(file, most=4096)) as opened:
-        contents = {PurePosixPath(member.name).name: member.read() for member in unpacked_members(opened)}
+        names = set(_names())
+        found = ((PurePosixPath(member.name).name, member) for member in unpacked_members(opened))
+        contents = {name: member.read() for name, member in found if name in names}
         check_md5(opened, md5)
     return contents
 

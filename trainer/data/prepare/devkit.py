@@ -46,7 +46,8 @@ def read_devkit(file: Path, md5: str | None) -> Devkit:
     """
     opened = OnePass(file, most=4096)
     try:
-        parts = {member.name.rsplit("/", 1)[-1]: member.read() for member in unpacked_members(opened)}
+        found = ((member.name.rsplit("/", 1)[-1], member) for member in unpacked_members(opened))
+        parts = {name: member.read() for name, member in found if name in (_META, _TRUTH)}
         check_md5(opened, md5)
     finally:
         opened.close()

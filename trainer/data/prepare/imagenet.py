@@ -55,6 +55,8 @@ def open_imagenet(folder: Path, layout: str | None, *, expect: Expectation | Non
                 return webdataset(folder)
             case _:
                 return folder_tree(folder)
+    except UnicodeDecodeError as error:
+        raise DataError(f"a list of classes or labels in {folder} is not UTF-8 text ({error}): mend it") from error
     except OSError as error:
         raise DataError(f"cannot read {error.filename} ({error.strerror}): make it readable") from error
 

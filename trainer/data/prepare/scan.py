@@ -57,13 +57,14 @@ class Memory:
 def _read(file: Path) -> Iterator[tuple[str, FileFacts]]:
     if not file.exists():
         return
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 name, size, mtime_ns, height, width, crc32, odd, bad = json.loads(line)
-            except ValueError:  # the line that was being written when the scan was killed
+                facts = FileFacts(size, mtime_ns, height, width, crc32, tuple(odd), bad)
+            except (ValueError, TypeError):  # the line that was being written when the scan was killed
                 continue
-            yield name, FileFacts(size, mtime_ns, height, width, crc32, tuple(odd), bad)
+            yield name, facts
 
 
 def scan(

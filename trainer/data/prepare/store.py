@@ -179,7 +179,8 @@ def _checked(source: Source) -> Iterator[Item]:
     seen: set[str] = set()
     for item in source.items():
         parts = item.path.split("/")
-        if any(part in ("", ".", "..") or part.startswith(".") or "\0" in part for part in parts):
+        hidden = any(part.startswith(".") or part == "" or "\0" in part for part in parts)
+        if hidden or "/" in item.label:
             raise DataError(f"{item.where} cannot be stored as {item.path!r}: rename it")
         if item.path in seen:
             raise DataError(f"{item.where} is {item.path}, which another image is already: remove one of them")

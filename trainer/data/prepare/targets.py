@@ -110,7 +110,7 @@ class ShardTarget:
                     if image.offset + image.bytes > size or (verify and not _is_whole(file.fileno(), image)):
                         break
                     self._kept.add(image.path)
-                    end = _padded(image.offset + image.bytes)
+                    end = padded(image.offset + image.bytes)
         except FileNotFoundError:
             pass
         if verify:
@@ -129,11 +129,9 @@ class ShardTarget:
         if split != self._split or self._end >= self._shard_bytes:
             self._next_file(split)
         assert self._file is not None
-        info = tarfile.TarInfo(path)
-        info.size = len(content)
-        header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        header = header_of(path, len(content))
         offset = self._end + len(header)
-        end = _padded(offset + len(content))
+        end = padded(offset + len(content))
         _write_all(self._file, b"".join((header, content, bytes(end - offset - len(content)))), self._end)
         self._end = end
         return self._number, offset
@@ -158,7 +156,15 @@ class ShardTarget:
             self._file = None
 
 
-def _padded(position: int) -> int:
+def header_of(path: str, size: int) -> bytes:
+    """The header of a tar file's member, as it is always written."""
+    info = tarfile.TarInfo(path)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def padded(position: int) -> int:
+    """Where the next block of a tar file begins."""
     return -(-position // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import IO, cast
 
 from trainer.data.faults import one_line
+from trainer.data.sound import stays_inside
 from trainer.errors import DataError
 
 _BUFFER = 1 << 20
 Readable = io.RawIOBase | gzip.GzipFile
 _BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error)
+MOST_BYTES = 512 << 20
+"""Of one member that is read. An uncompressed image of the most pixels that are accepted is smaller."""
+_MOST_HEADER = 1 << 20
 
 
 class OnePass(io.RawIOBase):
@@ -140,6 +144,25 @@ class _Part(io.RawIOBase):
         return found
 
 
+class _Headers(io.RawIOBase):
+    """A file as tarfile reads it: long names and the like have a length of their own, which can be any."""
+
+    def __init__(self, file: Readable) -> None:
+        super().__init__()
+        self._file = file
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size) or b""
+
+
 @dataclass(frozen=True)
 class Member:
     """A file in an archive, to be read before the next member is asked for.
@@ -162,8 +185,10 @@ class Member:
         """The whole content.
 
         Raises:
-            DataError: the archive is damaged here.
+            DataError: the archive is damaged here, or the member larger than any image.
         """
+        if self.size > MOST_BYTES:
+            raise DataError(f"{self.where} claims {self.size:,} bytes, more than any image has: take it out")
         try:
             self.file.seek(self.offset)
             content = self.file.read(self.size) or b""
@@ -186,21 +211,34 @@ def members(file: Readable, where: str, *, place: Place = "byte {}".format) -> I
         place: words for a position in the archive.
 
     Raises:
-        DataError: a header is damaged, or the archive ends early; naming the byte.
+        DataError: a header is damaged, or the archive ends early; naming the byte. Or it holds links, or names that
+            lead out of it.
     """
     at = 0
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
             for info in archive:
+                if archive.offset <= at:
+                    raise tarfile.ReadError("a header claims a negative length")
                 at = archive.offset
+                here = f"{where}, {info.name} at {place(info.offset)}"
+                _check_kind(info, here)
                 if info.isreg():
-                    here = f"{where}, {info.name} at {place(info.offset)}"
                     yield Member(info.name, file, info.offset_data, info.size, here)
             at = archive.offset
             file.seek(at)
             _check_end(file.read(tarfile.BLOCKSIZE) or b"")
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except Exception as error:  # tarfile lets many kinds out of a damaged header
         raise _damage(f"{where} at {place(at)}", error) from error
+
+
+def _check_kind(info: tarfile.TarInfo, where: str) -> None:
+    if not stays_inside(info.name):
+        raise DataError(f"{where} has a name that leads out of the archive: take it out")
+    if info.issparse() or not (info.isreg() or info.isdir()):
+        raise DataError(f"{where} is a link or no plain file: pack the archive again without links")
 
 
 def _check_end(block: bytes) -> None:

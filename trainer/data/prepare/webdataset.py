@@ -18,6 +18,7 @@ from trainer.errors import DataError
 _SHARD = re.compile(r"(?:.*[-_.])?(train|val|valid|validation)[-_.]?\d+(?:[-_.].*)?\.tar")
 _OFFICIAL = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})")
 _WITH_SYNSET = re.compile(r"(.+)_(n\d{8})")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _LISTS = ("classes.txt", "LOC_synset_mapping.txt", "synsets.txt")
 _MIB = 1 << 20
 
@@ -152,14 +153,14 @@ def _add(sample: _Sample, member: Member, extension: str) -> None:
         sample.content, sample.extension, sample.where = member.read(), suffix, member.where
     elif extension in ("cls", "txt"):
         text = member.read().decode("utf-8", "replace").strip()
-        if text.isdigit():
+        if _NUMBER.fullmatch(text):
             sample.number = int(text)
         elif extension == "cls" or re.fullmatch(r"n\d{8}", text):
             sample.label = text
     elif extension == "json":
         try:
             about = json.loads(member.read())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{member.where} is no JSON: mend it") from None
         sample.about = about if isinstance(about, dict) else {}
         if sample.number is None and isinstance(sample.about.get("label"), int):
@@ -187,7 +188,7 @@ class _ClassNames:
         if not order:
             self._nameless += 1
             return f"{number:04d}"
-        if number >= len(order):
+        if not 0 <= number < len(order):
             raise DataError(f"{sample.where} has class number {number} of {len(order)} from 0: complete the classes")
         return order[number]
 
