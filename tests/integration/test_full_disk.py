@@ -94,7 +94,7 @@ def test_a_run_that_cannot_save_its_end_says_so_and_goes_on_from_what_it_has(dis
     ended = reste("train", *arguments(disk, digits, 2 * EVERY))
     assert ended.returncode == 2, "0 would say that all is saved"
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert "step 10 is not saved" in line
+    assert "step 10, the best so far, is not saved" in line
     assert "free some space, and start again to go on from step_00000005" in line
     assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 2)
     assert not (run / "result.json").exists()

@@ -81,7 +81,7 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path, digits: Path) -> None:
     busy = (f"train.max_steps={4 * STEPS}", "checkpoint.every=1", "train.batch_size=16", "log.indicators_every=0")
-    whole = reste("train", *arguments(tmp_path, "whole", digits, 1, busy))
+    whole = reste("train", *arguments(tmp_path, "whole", digits, 1, busy), timeout_s=900)
     assert whole.returncode == 0, whole.stderr
     command = arguments(tmp_path, "killed", digits, 1, busy)
     run = tmp_path / "killed"
@@ -97,7 +97,7 @@ def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path
         assert checkpoint.step_of(path) > newest, "a life that saves moves on"
         newest = checkpoint.step_of(path)
         assert all(map(checkpoint.is_valid, checkpoints.steps(run / "checkpoints")))
-    last = reste("train", *command)
+    last = reste("train", *command, timeout_s=900)
     assert last.returncode == 0, last.stderr
     assert metrics(run / "journal.jsonl") == metrics(tmp_path / "whole" / "journal.jsonl")
     final = f"checkpoints/step_{4 * STEPS:08d}"
