@@ -80,7 +80,7 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path, digits: Path) -> None:
-    busy = (f"train.max_steps={4 * STEPS}", "checkpoint.every=1", "train.batch_size=16", "log.indicators_every=0")
+    busy = (f"train.max_steps={2 * STEPS}", "checkpoint.every=1", "train.batch_size=16", "log.indicators_every=0")
     whole = reste("train", *arguments(tmp_path, "whole", digits, 1, busy), timeout_s=900)
     assert whole.returncode == 0, whole.stderr
     command = arguments(tmp_path, "killed", digits, 1, busy)
@@ -100,5 +100,5 @@ def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path
     last = reste("train", *command, timeout_s=900)
     assert last.returncode == 0, last.stderr
     assert metrics(run / "journal.jsonl") == metrics(tmp_path / "whole" / "journal.jsonl")
-    final = f"checkpoints/step_{4 * STEPS:08d}"
+    final = f"checkpoints/step_{2 * STEPS:08d}"
     assert equal(*(checkpoint.load_payload(tmp_path / name / final, "model") for name in ("whole", "killed")))
