@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+FORMS: tuple[Literal["folder"], Literal["shards"]] = ("folder", "shards")
 
 
 @lru_cache(maxsize=1)
@@ -29,6 +32,17 @@ def save_jpeg(image: Image.Image, path: Path, *, quality: int = 90, subsampling:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="JPEG", quality=quality, subsampling=subsampling, **options)
     return path
+
+
+def store_in_both_forms(folder: Path, source: Path, *, shard_bytes: int) -> dict[str, Path]:
+    """A tree prepared as a folder and as tar files; the data roots by the name of the form."""
+    from trainer.data.prepare.imagenet import open_imagenet
+    from trainer.data.prepare.store import Options, store
+
+    for form in FORMS:
+        options = Options(form, workers=2, shard_bytes=shard_bytes)
+        store(open_imagenet(source, None, expect=None), source, folder / form, options, expect=None)
+    return {form: folder / form for form in FORMS}
 
 
 def make_tree(

@@ -1,22 +1,8 @@
 """Faults on a schedule, so that what a run survives can be shown: `RESTE_FAULTS="kill9@1:40 nan@0:33"`.
 
-| fault | what happens |
-|---|---|
-| `kill9@RANK:STEP` | the rank is killed by SIGKILL as that step begins; `*` is every rank |
-| `stop@RANK:STEP` | the rank is frozen by SIGSTOP |
-| `exit0@RANK:STEP` | the rank leaves at once, with exit code 0 |
-| `raise@RANK:STEP` | the rank raises an error that is nobody's fault but the program's |
-| `sigterm@RANK:STEP` | the rank gets SIGTERM, as from a scheduler |
-| `nan@RANK:STEP` | the rank's images of that step are NaN |
-| `slow@RANK:FIRST-LAST` | the rank sleeps a second before each of these steps; `slow@1:20-30=0.2` sleeps 0.2 s |
-| `enospc@save:N` | the N-th save of a start finds the disk full half-way |
-| `flip@ckpt:STEP` | one bit of the checkpoint of that step flips after it has been written |
-| `flip@ckpt:latest` | one bit of the newest checkpoint flips before the start looks for it |
-| `corrupt@sample:ID` | the file of that training sample is found damaged |
-| `tracker_down@FIRST-LAST` | MLflow does not answer during these steps |
-
-Steps count from 1, as in the journal. Each fault comes once: it is written to `faults.jsonl` in the run's folder before
-it happens, so that a run that goes on does not meet it again. Without `RESTE_FAULTS` nothing here is in the way.
+docs/reliability.md says what each fault does. Steps count from 1, as in the journal. Each fault comes once: it is
+written to `faults.jsonl` in the run's folder before it happens, so that a run that goes on does not meet it again.
+Without `RESTE_FAULTS` nothing here is in the way.
 """
 
 from __future__ import annotations
@@ -123,6 +109,7 @@ class Faults:
         repaired = {text for text, _ in met if text.startswith("corrupt")}
         self._open = [fault for fault in mine if (fault.text, rank) not in met and fault.text not in repaired]
         self._under_way: set[Fault] = set()
+        self._outages: tuple[Fault, ...] = ()
         self._saves = 0
         if schedule:
             log.warning("%s is set: %d of %d faults still to come here", VARIABLE, len(self._open), len(schedule))
@@ -138,13 +125,14 @@ class Faults:
 
     def around(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """This rank's training batches, each preceded by the faults of its step."""
-        if not any(fault.kind in _ACTS or fault.kind in ("nan", "slow") for fault in self._open):
+        if not any(fault.kind in _ACTS or fault.kind in ("nan", "slow", "tracker_down") for fault in self._open):
             return batches
         return self._around(batches)
 
     def _around(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             step = batch.plan.step + 1
+            self._tracker_outages(step)
             for fault in self._due("slow", step):
                 self._note(fault, ends=step == fault.last)
                 time.sleep(fault.seconds)
@@ -190,11 +178,15 @@ class Faults:
             self._note(fault)
 
     def tracker_is_down(self, step: int) -> bool:
-        """Whether MLflow is not to answer while the run is at `step`."""
-        found = self._due("tracker_down", step)
-        for fault in found:
-            self._note(fault, ends=step == fault.last)
-        return bool(found)
+        """Whether MLflow is not to answer now that the run has made `step`; asked by the tracker's thread."""
+        return any(fault.first <= step <= fault.last for fault in self._outages)
+
+    def _tracker_outages(self, step: int) -> None:
+        """The outages of this step, in the ledger whether or not the tracker's thread looks in time."""
+        # Rank 0 alone has a tracker.
+        self._outages = tuple(self._due("tracker_down", step)) if self._rank == 0 else ()
+        for fault in self._outages:
+            self._note(fault, ends=False)
 
     def _due(self, kind: str, at: int) -> list[Fault]:
         return [fault for fault in self._open if fault.kind == kind and fault.first <= at <= fault.last]
@@ -210,7 +202,6 @@ class Faults:
                 os.fsync(file.fileno())
             log.warning("fault injected: %s", fault.text)
         if ends:
-            # A new list: the tracker's thread may be reading the old one.
             self._open = [other for other in self._open if other != fault]
 
     def _flip(self, fault: Fault, path: Path) -> None:

@@ -116,8 +116,13 @@ def create_optimizer(
         binary_scale: rate of latent weights, as a multiple of all others'.
 
     Raises:
-        ConfigError: timm's factory does not know the optimizer.
+        ConfigError: timm's factory does not know the optimizer, or a rate is more than float32 holds.
     """
+    if config.lr * max(binary_scale, 1.0) > torch.finfo(torch.float32).max:
+        raise ConfigError(
+            f"optim.lr={config.lr:g}, {max(binary_scale, 1.0):g} times that for binary weights, is more than float32 "
+            "holds: lower it"
+        )
     groups, report = parameter_groups(model, config, binary_scale)
     # In timm's factory `sgd` means Nesterov's momentum, `momentum` means the plain one.
     name = "momentum" if config.name == "sgd" and not config.nesterov else config.name

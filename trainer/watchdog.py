@@ -122,7 +122,10 @@ class Watchdog:
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
             place = self._directory / "logs" / f"collectives_rank_{self._inquest.rank}.json"
-            place.write_text(collectives.recorded(), encoding="utf-8")
+            try:
+                place.write_text(collectives.recorded(), encoding="utf-8")
+            except Exception as error:  # whatever torch's recorder does: the verdict must come
+                print(f"{place.name} could not be written: {error}", file=self._log, flush=True)
         rank = self._inquest.rank
         own = Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats)
         reports, found = self._inquest.gather(own)

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_tree import make_tree
+from image_tree import make_tree, store_in_both_forms
 
 from trainer.data.batch import Batch
 from trainer.data.dali import DaliLoader
 from trainer.data.faults import UnreadableError
 from trainer.data.index import load_index
 from trainer.data.order import Augment, TrainOrder
-from trainer.data.prepare.imagenet import open_imagenet
-from trainer.data.prepare.store import Options, store
 from trainer.data.quarantine import Finding
 from trainer.data.replacing import Replacing
 from trainer.data.spoiled import Spoiled
@@ -35,10 +33,7 @@ STEPS = 12  # two epochs
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("replacing")
     source = make_tree(folder / "source", train=30, val=3, size=(90, 80))
-    for form in ("folder", "shards"):
-        options = Options(form, workers=2, shard_bytes=30_000)
-        store(open_imagenet(source, None, expect=None), source, folder / form, options, expect=None)
-    return {form: folder / form for form in ("folder", "shards")}
+    return store_in_both_forms(folder, source, shard_bytes=30_000)
 
 
 @pytest.fixture

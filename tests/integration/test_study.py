@@ -144,7 +144,7 @@ def test_a_killed_study_takes_its_training_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_fails_ends_the_study_with_its_one_line_and_its_exit_code(tmp_path: Path) -> None:
-    done = reste(*study(tmp_path, "1,2", "train.epochs=2", "optim.lr=1e38", "tracking.enabled=false"), threads=1)
+    done = reste(*study(tmp_path, "1,2", "train.epochs=2", "optim.lr=1e37", "tracking.enabled=false"), threads=1)
     assert done.returncode == 4, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -24,11 +24,14 @@ import torch
 from trainings import QUICK, environment, marked, records
 
 RANKS = 2
+BATCH = 24
+EPOCH = 1440
+"""Training images of the digits, a few less than there are."""
 SETTINGS = (
     "data.image_size=16",
     "data.loader=torchvision",
     "train.compile=false",
-    "train.batch_size=24",
+    f"train.batch_size={BATCH}",
     "log.every=1",
     "checkpoint.keep=3",
     "run.step_timeout_s=10",
@@ -79,7 +82,7 @@ def train(folder: Path, digits: Path, size: Size, faults: str) -> int:
         f"data.root={digits}",
         f"run.dir={folder}",
         "run.name=run",
-        f"train.epochs={-(-size.steps * 24 // 1440)}",
+        f"train.epochs={-(-size.steps * BATCH // EPOCH)}",
         f"train.max_steps={size.steps}",
         f"checkpoint.every={size.save_every}",
         f"eval.every={5 * size.save_every}",

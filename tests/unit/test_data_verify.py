@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_tree import make_tree, photo, save_jpeg
+from image_tree import make_tree, photo, save_jpeg, store_in_both_forms
 from imagenet_sources import every_form
 from typer.testing import CliRunner
 
 from trainer.data.index import Index, load_index
-from trainer.data.prepare.imagenet import open_imagenet
-from trainer.data.prepare.store import Options, store
 from trainer.data.prepare.verify import verify
 from trainer.data.storage import shard_path
 
@@ -26,10 +24,7 @@ VICTIM = 5
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("verify")
     source = make_tree(folder / "source", train=12, val=3, size=(60, 50))
-    for form in ("folder", "shards"):
-        options = Options(form, workers=2, shard_bytes=12_000)
-        store(open_imagenet(source, None, expect=None), source, folder / form, options, expect=None)
-    return {form: folder / form for form in ("folder", "shards")}
+    return store_in_both_forms(folder, source, shard_bytes=12_000)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_every_form_of_the_documentation_is_read() -> None:
     assert (found["corrupt@sample:123"].first, found["flip@ckpt:12"].first) == (123, 12)
 
 
+def test_the_documentation_lists_every_kind_in_a_form_that_is_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+@[^`]+)`", text, re.MULTILINE)
+    numbers = {"RANK": "0", "STEP": "3", "FIRST-LAST": "3-4", "ID": "7", "N": "2"}
+    found = parse_faults(" ".join(re.sub("|".join(numbers), lambda name: numbers[name[0]], form) for form in listed))
+    with pytest.raises(ConfigError) as refusal:
+        parse_faults("?")
+    offered = str(refusal.value).partition("write ")[2].replace(" or ", ", ").split(", ")
+    assert {fault.kind for fault in found} == {kind for form in offered for kind in form.split("@")[0].split("|")}
+
+
 @pytest.mark.parametrize(
     "word", ["kill9", "kill9@1", "kill9@1:0", "kill@1:4", "slow@1:9-3", "enospc@save:0", "nan@x:1"]
 )
@@ -87,10 +99,18 @@ def test_images_of_one_step_become_nan(tmp_path: Path) -> None:
 
 
 def test_a_range_is_one_fault_of_many_steps(tmp_path: Path) -> None:
-    down = faults("tracker_down@2-4", tmp_path)
-    assert [down.tracker_is_down(step) for step in (1, 2, 2, 3, 4, 5)] == [False, True, True, True, True, False]
+    away = faults("tracker_down@2-4", tmp_path)
+    down = [away.tracker_is_down(batch.plan.step + 1) for batch in away.around(iter(batches(5)))]
+    assert down == [False, True, True, True, False]
     assert ledger(tmp_path) == [("tracker_down@2-4", 0)]
-    assert not faults("tracker_down@2-4", tmp_path).tracker_is_down(3)
+    again = faults("tracker_down@2-4", tmp_path)
+    assert not any(again.tracker_is_down(batch.plan.step + 1) for batch in again.around(iter(batches(5))))
+
+
+def test_an_outage_is_in_the_ledger_even_if_no_tracker_asks(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        list(faults("tracker_down@2-4", tmp_path, rank).around(iter(batches(5))))
+    assert ledger(tmp_path) == [("tracker_down@2-4", 0)]
 
 
 def test_the_second_save_finds_the_disk_full(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ def test_the_reference_decays_everything() -> None:
     assert {row.weight_decay for row in report} == {0.1}
 
 
+@pytest.mark.parametrize(("lr", "binary_scale"), [(1e39, 1.0), (1e38, 8.0)])
+def test_a_rate_that_float32_cannot_hold_is_refused(lr: float, binary_scale: float) -> None:
+    with pytest.raises(ConfigError, match=r"optim.lr=.* is more than float32 holds: lower it"):
+        create_optimizer(nn.Linear(2, 2), OptimConfig(lr=lr), fused=False, binary_scale=binary_scale)
+
+
 def test_a_frozen_parameter_is_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[0].weight.requires_grad_(False)
