@@ -51,6 +51,9 @@ def train(
     max_minutes: Annotated[
         float | None, typer.Option(help="Save and stop after so long; short for `run.time_limit_min=...`.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time of 5 steps goes; short for `log.profile=10+5`.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
 ) -> None:
     """Train as a configuration says; going on where an earlier start of the same run was interrupted.
@@ -67,6 +70,7 @@ def train(
 
     values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
     values += [f"run.time_limit_min={max_minutes}"] if max_minutes is not None else []
+    values += ["log.profile=10+5"] if profile else []
     if dry_run:
         from launch.dry_run import print_plan
 

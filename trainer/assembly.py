@@ -36,6 +36,7 @@ from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.profiling.record import record_steps
 from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
@@ -70,6 +71,8 @@ def build(config: Config, requests: Requests | None = None, watchdog: Watchdog |
         collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
         run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
+        if config.log.profile is not None:
+            undo.callback(record_steps(run, config.log.profile))
         run.close = undo.pop_all().close
     return run
 
