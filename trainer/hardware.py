@@ -46,3 +46,10 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // environment.local_world_size))
+
+
+def compiler_cache() -> str:
+    """The folder in which inductor keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or one of torch's choice."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()

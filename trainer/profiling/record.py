@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -52,6 +53,9 @@ class StepRecorder:
         self._first, self._count = run.state.step + after + 1, count
         self._trace = run.directory / FOLDER / f"rank_{run.environment.rank}.json.gz"
         self._account: Account | None = None
+        if run.device.type == "cpu":
+            # Else it reports its start, its end and the lack of a GPU as errors. With a GPU there may be true ones.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (run.device.type == "cuda")
         self._profiler = profile(
             activities=activities,
