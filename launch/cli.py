@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.batch_cli import slurm_app
+from launch.plan_cli import plan
 from trainer.errors import ConfigError, UserError
 from trainer.secrets import redact
 
@@ -29,6 +30,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(slurm_app, name="slurm")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
+app.command("plan")(plan)
 
 Overrides = Annotated[
     list[str] | None,
