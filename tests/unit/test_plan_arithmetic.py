@@ -25,6 +25,7 @@ GRADIENTS = 46.8e6
 IMAGENET = Workload(
     gradient_bytes=GRADIENTS,
     channels=(64,) * 5 + (128,) * 5 + (256,) * 5 + (512,) * 5,
+    least_images=1,
     train_images=1_281_167,
     val_images=50_000,
     epochs=250,
@@ -121,6 +122,7 @@ works = st.builds(
     Workload,
     gradient_bytes=st.floats(1e3, 1e9),
     channels=st.lists(st.integers(1, 2048), max_size=60).map(tuple),
+    least_images=st.just(1),
     train_images=st.integers(5_000, 10**7),
     val_images=st.integers(1, 10**5),
     epochs=st.floats(0.1, 500),

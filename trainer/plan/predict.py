@@ -20,7 +20,8 @@ class Workload:
 
     Attributes:
         gradient_bytes: of all parameters.
-        channels: of each synchronised batch norm.
+        channels: of each batch norm.
+        least_images: that ranks which share batch statistics must have together.
         train_images, val_images: sizes of the splits.
         epochs: of the whole training.
         evaluations: of the whole training.
@@ -32,6 +33,7 @@ class Workload:
 
     gradient_bytes: float
     channels: tuple[int, ...]
+    least_images: int
     train_images: int
     val_images: int
     epochs: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.cadence import duration_steps
@@ -72,6 +73,8 @@ def workload(config: Config, data: Data) -> Workload:
     return Workload(
         gradient_bytes=(8 if config.train.precision == "fp64" else 4) * sum(p.numel() for p in trained),
         channels=tuple(norms),
+        # As `trainer.ranks.check_smallest_batch` has it.
+        least_images=2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1,
         train_images=data.train,
         val_images=data.val,
         epochs=end / steps,
@@ -99,11 +102,11 @@ def statistics_group(config: Config, work: Workload, gpus: int, per_node: int) -
         raise ConfigError(f"more ranks than a micro-batch has images ({most})")
     group = batchnorm_ranks(config, Environment(world_size=gpus, local_world_size=min(gpus, per_node)))
     parts = gpus // group
-    last = work.last_batch // work.accumulation // parts
-    if work.channels and last < 1:
+    least = min(work.batch_size, work.last_batch) // work.accumulation // parts
+    if work.channels and least < work.least_images:
         raise ConfigError(
-            f"an epoch's last batch of {work.last_batch} images leaves some of {parts} groups of batch norm none: set "
-            "train.drop_last=true"
+            f"a batch of {min(work.batch_size, work.last_batch)} images leaves some of {parts} groups of batch norm "
+            f"{least}, it needs {work.least_images}: set train.drop_last=true or batchnorm.sync=world"
         )
     notes = []
     sync = config.batchnorm.sync
