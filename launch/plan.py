@@ -17,6 +17,8 @@ from trainer.errors import ConfigError
 from trainer.plan.predict import Assumptions, Prediction, Workload, needed_rate, predict
 from trainer.plan.workload import describe_data, statistics_group, with_batch, workload
 
+_WIDTH = 100
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -97,6 +99,8 @@ def run(
         print(json.dumps(as_values(found, measured, given, data.source)))
         return
     console = Console(highlight=False, soft_wrap=True)
+    # A column that is cut off says nothing; lines of a narrow terminal wrap.
+    console.width = max(console.width, _WIDTH)
     console.print(f"{config.model.name} of {path}, {data.train:,} images, {config.train.epochs} epochs", markup=False)
     for line in believed(config, measured, given, data.bytes_per_image, data.source):
         console.print(f"  {line}", markup=False)
