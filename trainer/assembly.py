@@ -230,6 +230,7 @@ def create_orders(config: Config, data: datasets.Datasets, environment: Environm
         data.train,
         augment,
         seed=config.seed,
+        image_sizes=config.image_sizes,
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         rank=rank,
@@ -299,7 +300,9 @@ def create_engine(
             deepspeed.prepare(device, environment.local_rank, settings, optimizer)
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels.of(config, device)
-    engine.settle(pixels.blank(stop - start, config.data.image_size))
+    # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
+    for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
+        engine.settle(pixels.blank(stop - start, side))
     return engine, pixels
 
 
