@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from typer.testing import CliRunner
 
 from launch.cli import app
+from launch.dry_run import plan_rows
 from trainer.assembly import create_orders
 from trainer.config import Config, load_config
 from trainer.data import datasets
@@ -131,29 +132,28 @@ def test_evaluation_keeps_the_one_size() -> None:
     assert {plan.geometry.size for plan in val.plans()} == {32}
 
 
-def plan_of(*overrides: str) -> tuple[int, str]:
+def plan_of(*overrides: str) -> str:
     given = ["data.loader=synthetic", "data.image_size=32", "train.batch_size=8", "train.epochs=20", *overrides]
     done = CliRunner(env={"COLUMNS": "300"}).invoke(
         app, ["train", str(ROOT / "configs/base.yaml"), *given, "--dry-run"]
     )
-    return done.exit_code, done.output
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def test_the_plan_shows_the_schedule_and_its_cost() -> None:
-    code, printed = plan_of("model.name=resnet20_1w1a", "data.image_size_schedule=[[0ep, 16], [75%, 24]]")
-    assert code == 0, printed
+    printed = plan_of("model.name=resnet20_1w1a", "data.image_size_schedule=[[0ep, 16], [75%, 24]]")
     # (0.75 * 16^2 + 0.25 * 24^2) / 32^2 = 0.328
     assert "16 px in epochs 1 to 15, 24 px in epochs 16 to 20; evaluated at 32 px" in printed
     assert "training sees 33 %" in printed
-    code, printed = plan_of("model.name=resnet20_1w1a")
-    assert "image sizes" not in printed
+    assert "image sizes" not in plan_of("model.name=resnet20_1w1a")
 
 
 def test_a_size_that_the_network_cannot_compute_is_refused_by_name() -> None:
     # Three poolings leave nothing of 4 pixels.
-    code, printed = plan_of("model.name=vgg_small_1w1a", "data.image_size_schedule=[[0ep, 4], [75%, 24]]")
-    assert code == 2
-    assert "data.image_size_schedule: vgg_small_1w1a cannot take images of 4 pixels" in printed
+    config = configured("[[0ep, 4], [75%, 24]]", "data.loader=synthetic", "model.name=vgg_small_1w1a")
+    with pytest.raises(ConfigError, match=r"^data.image_size_schedule: vgg_small_1w1a cannot take images of 4 pixels"):
+        plan_rows(config, 1)
 
 
 def test_the_compiler_makes_one_graph_for_every_size_and_gives_up_on_none() -> None:
