@@ -296,7 +296,7 @@ def create_engine(
     }
     engine: Engine
     if settings is None:
-        engine = DdpEngine(model, optimizer, **common)
+        engine = DdpEngine(model, optimizer, reduce_dtype=config.train.reduce_dtype, **common)
     else:
         # Its import takes seconds, so that it comes only where it is wanted.
         from trainer.distributed import deepspeed
