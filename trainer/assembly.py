@@ -98,12 +98,8 @@ def _build(
     model, groups = share_statistics(config, environment, order, model)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        optimizer, roles = create_optimizer(
-            model,
-            config.optim,
-            fused=may_fuse(config, device),
-            binary_scale=binary_lr(config, plan.total_steps),
-        )
+        scale = binary_lr(config, plan.total_steps)
+        optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device), binary_scale=scale)
         loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -124,9 +120,7 @@ def _build(
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
     quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
-    saver = Saver(
-        directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
-    )
+    saver = create_saver(config, directory, faults)
     undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
     return Run(
@@ -147,15 +141,9 @@ def _build(
         eval_loader=eval_loader,
         meters=meters,
         guard=create_guard(config, model, plan, device),
-        stopper=Stopper(
-            directory,
-            requests,
-            watchdog.pulse,
-            time_limit_min=config.run.time_limit_min,
-            every=plan.read_every,
-        ),
+        stopper=create_stopper(config, directory, requests, watchdog, plan),
         pulse=watchdog.pulse,
-        stragglers=Stragglers([place.host for place in places]),
+        stragglers=create_stragglers([place.host for place in places], model),
         quarantine=quarantine,
         recorder=recorder,
         saver=saver,
@@ -184,6 +172,24 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def create_saver(config: Config, directory: Path, faults: Faults) -> Saver:
+    """The writer of checkpoints, with the faults that it is to meet."""
+    keep = config.checkpoint.keep
+    return Saver(directory / "checkpoints", keep=keep, writing=faults.writing, written=faults.written)
+
+
+def create_stopper(config: Config, directory: Path, requests: Requests, watchdog: Watchdog, plan: Plan) -> Stopper:
+    """What ends the run before its last step: signals, a stop file, a time limit."""
+    limit = config.run.time_limit_min
+    return Stopper(directory, requests, watchdog.pulse, time_limit_min=limit, every=plan.read_every)
+
+
+def create_stragglers(hosts: list[str], model: nn.Module) -> Stragglers:
+    """The comparison of ranks, told how much gradient they sum."""
+    gradients = (p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return Stragglers(hosts, sum(gradients))
 
 
 def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
@@ -291,7 +297,7 @@ def create_engine(
     }
     engine: Engine
     if settings is None:
-        engine = DdpEngine(model, optimizer, **common)
+        engine = DdpEngine(model, optimizer, reduce_dtype=config.train.reduce_dtype, **common)
     else:
         # Its import takes seconds, so that it comes only where it is wanted.
         from trainer.distributed import deepspeed

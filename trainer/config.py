@@ -153,6 +153,9 @@ class TrainConfig(Group):
     tf32: bool = Field(True, description="TF32 matrix products on GPUs that have them")
     deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
     clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    reduce_dtype: Literal["full", "bf16", "fp16"] = Field(
+        "full", description="what gradients travel in between ranks; 16 bits halve the bytes and round"
+    )
     label_smoothing: Fraction = 0.0
     nonfinite: str = Field(
         "abort",
@@ -272,6 +275,15 @@ class Config(Group):
         if self.train.accumulation > self.train.batch_size:
             raise ValueError(
                 f"train.accumulation={self.train.accumulation} exceeds train.batch_size={self.train.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_travel_as_the_engine_can(self) -> Config:
+        if self.engine == "deepspeed" and self.train.reduce_dtype != "full":
+            raise ValueError(
+                f"train.reduce_dtype={self.train.reduce_dtype} needs engine=ddp: for DeepSpeed, write "
+                "communication_data_type into the file that deepspeed.config names"
             )
         return self
 
