@@ -242,6 +242,7 @@ def create_orders(config: Config, data: datasets.Datasets, environment: Environm
         data.train,
         augment,
         seed=config.seed,
+        image_sizes=config.image_sizes,
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         rank=rank,
@@ -302,7 +303,7 @@ def create_engine(
     }
     engine: Engine
     if settings is None:
-        engine = DdpEngine(model, optimizer, **common)
+        engine = DdpEngine(model, optimizer, reduce_dtype=config.train.reduce_dtype, **common)
     else:
         # Its import takes seconds, so that it comes only where it is wanted.
         from trainer.distributed import deepspeed
@@ -312,7 +313,9 @@ def create_engine(
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels.of(config, device)
     began = time.perf_counter()
-    engine.settle(pixels.blank(stop - start, config.data.image_size))
+    # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
+    for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
+        engine.settle(pixels.blank(stop - start, side))
     return engine, pixels, time.perf_counter() - began
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer.cadence import Duration
 from trainer.config_source import ConfigSource, describe_errors, read_source
 from trainer.config_yaml import write_yaml
+from trainer.data.sizes import ImageSizes, image_sizes
 from trainer.errors import ConfigError
 from trainer.secrets import redact
 
@@ -103,6 +104,9 @@ class DataConfig(Group):
     root: str = Field("data", description="a folder prepared by `reste prepare`")
     loader: Literal["dali", "torchvision", "synthetic"] = "dali"
     image_size: Count = Field(224, description="pixels, height = width")
+    image_size_schedule: tuple[tuple[Duration, Count], ...] = Field(
+        (), description="pixels of training images from an epoch on, as [[0ep, 128], [65%, 176]]; []: image_size"
+    )
     workers: Count = Field(2, description="decoder threads per rank")
     prefetch: Count = Field(3, description="batches ready per rank")
     dont_use_mmap: bool = Field(False, description="true: plain reads, for network file systems")
@@ -143,9 +147,15 @@ class TrainConfig(Group):
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16 through autocast")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the training step")
+    kernels: Literal["compiled", "triton"] = Field(
+        "compiled", description="signs and slopes by plain torch code, or by fused kernels on a GPU"
+    )
     tf32: bool = Field(True, description="TF32 matrix products on GPUs that have them")
     deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
     clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    reduce_dtype: Literal["full", "bf16", "fp16"] = Field(
+        "full", description="what gradients travel in between ranks; 16 bits halve the bytes and round"
+    )
     label_smoothing: Fraction = 0.0
     nonfinite: str = Field(
         "abort",
@@ -272,6 +282,28 @@ class Config(Group):
                 f"train.accumulation={self.train.accumulation} exceeds train.batch_size={self.train.batch_size}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gradients_travel_as_the_engine_can(self) -> Config:
+        if self.engine == "deepspeed" and self.train.reduce_dtype != "full":
+            raise ValueError(
+                f"train.reduce_dtype={self.train.reduce_dtype} needs engine=ddp: for DeepSpeed, write "
+                "communication_data_type into the file that deepspeed.config names"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _image_sizes_are_a_schedule(self) -> Config:
+        try:
+            _ = self.image_sizes
+        except ValueError as error:
+            raise ValueError(f"data.image_size_schedule: {error}") from None
+        return self
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """Pixels of training images, by epoch."""
+        return image_sizes(self.data.image_size_schedule, self.data.image_size, self.train.epochs)
 
     @property
     def run_dir(self) -> Path:
