@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,13 +30,14 @@ from trainer.failures import note_end
 from trainer.faults import Faults
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
-from trainer.hardware import apply_switches, choose_device
+from trainer.hardware import apply_switches, choose_device, compiler_cache
 from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.profiling.record import record_steps
 from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
@@ -70,6 +72,8 @@ def build(config: Config, requests: Requests | None = None, watchdog: Watchdog |
         collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
         run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
+        if config.log.profile is not None:
+            undo.callback(record_steps(run, config.log.profile))
         run.close = undo.pop_all().close
     return run
 
@@ -112,7 +116,7 @@ def _build(
     log_to_file(directory, environment.rank)
     undo.callback(watchdog.close)
     places = watchdog.attach(directory, environment.rank)
-    engine, pixels = create_engine(config, model, optimizer, order, environment, device, settings)
+    engine, pixels, settled_s = create_engine(config, model, optimizer, order, environment, device, settings)
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
@@ -123,6 +127,8 @@ def _build(
     saver = create_saver(config, directory, faults)
     undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
+    if config.train.compile:
+        log_compilation(recorder, state.step, settled_s)
     return Run(
         config=config,
         environment=environment,
@@ -278,8 +284,8 @@ def create_engine(
     environment: Environment,
     device: torch.device,
     settings: dict[str, Any] | None,
-) -> tuple[Engine, Pixels]:
-    """The engine, settled on this rank's full micro-batch, and the preparation of its images.
+) -> tuple[Engine, Pixels, float]:
+    """The engine, settled on this rank's full micro-batch, the preparation of its images, and the seconds of settling.
 
     Args:
         settings: what DeepSpeed is told; None for the DDP engine.
@@ -306,10 +312,11 @@ def create_engine(
             deepspeed.prepare(device, environment.local_rank, settings, optimizer)
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels.of(config, device)
+    began = time.perf_counter()
     # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
     for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
         engine.settle(pixels.blank(stop - start, side))
-    return engine, pixels
+    return engine, pixels, time.perf_counter() - began
 
 
 def create_recorder(
@@ -341,6 +348,12 @@ def create_recorder(
     if config.tracking.enabled:
         recorder.track(config.tracking, down=faults.tracker_is_down)
     return recorder
+
+
+def log_compilation(recorder: Recorder, step: int, seconds: float) -> None:
+    """Tell what compilation took, the first passes through the network included, and where the next start finds it."""
+    recorder.metrics(step, {"perf/compile_s": seconds})
+    recorder.note(f"compiled in {seconds:.1f} s; the compiler keeps its work in {compiler_cache()}")
 
 
 def describe(

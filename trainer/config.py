@@ -218,6 +218,11 @@ class LogConfig(Group):
     every: Duration = Field("10", description="steps between journal entries")
     indicators_every: Duration = Field("100", description="steps between probes of the indicators")
     print_s: Positive = Field(5.0, description="seconds between progress lines where there is no terminal")
+    profile: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,6}\+[1-9]\d{0,2}$",
+        description="STEP+N: after STEP steps of a start, record where the time of N steps goes",
+    )
 
 
 class CheckpointConfig(Group):
@@ -327,7 +332,7 @@ class Config(Group):
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
     "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
-    "train.max_steps", "train.nonfinite", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
+    "train.max_steps", "train.nonfinite", "log.print_s", "log.profile", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 
 

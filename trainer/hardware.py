@@ -63,3 +63,10 @@ def _choose_kernels(train: TrainConfig, device: torch.device) -> None:
             f"train.kernels=triton needs triton, which cannot be imported ({error}): install it or set "
             "train.kernels=compiled"
         ) from error
+
+
+def compiler_cache() -> str:
+    """The folder in which inductor keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or one of torch's choice."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
