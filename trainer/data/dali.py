@@ -49,6 +49,7 @@ class DaliLoader:
         storage: reads the samples; by default what the index tells of.
         device_id: GPU that decodes and resizes; None for the CPU.
         dont_use_mmap: read files instead of mapping them, for network file systems.
+        decode_share: share of the JPEGs that a GPU's decoder unit gets; None: DALI's own choice. Nothing on a CPU.
         antialias: off only to show what that does.
 
     Raises:
@@ -69,10 +70,11 @@ class DaliLoader:
         storage: Files | Shards | None = None,
         device_id: int | None = None,
         dont_use_mmap: bool = False,
+        decode_share: float | None = None,
         antialias: bool = True,
     ) -> None:
         _import_dali()
-        self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, antialias)
+        self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, decode_share, antialias)
         self._index = index
         self._storage = storage or open_storage(index, root)
         self._max_batch = max(max_batch, 1)
@@ -180,6 +182,7 @@ class _Recipe:
     workers: int
     device_id: int | None
     dont_use_mmap: bool
+    decode_share: float | None
     antialias: bool
 
     def build(self, source: Source, max_batch: int, *, depth: int) -> Any:
@@ -205,7 +208,7 @@ class _Recipe:
             axes=[0, 1],
             output_type=types.RGB,
             adjust_orientation=False,
-            device=self._decoder,
+            **self._decoder,
         )
         return self._scaled(image, [self.size, self.size])
 
@@ -215,7 +218,7 @@ class _Recipe:
             encoded,
             output_type=types.RGB,
             adjust_orientation=False,
-            device=self._decoder,
+            **self._decoder,
         )
         shape = [self.size, self.size]
         return fn.slice(
@@ -228,8 +231,11 @@ class _Recipe:
         )
 
     @property
-    def _decoder(self) -> str:
-        return "cpu" if self.device_id is None else "mixed"
+    def _decoder(self) -> dict[str, Any]:
+        if self.device_id is None:
+            return {"device": "cpu"}
+        share = {} if self.decode_share is None else {"hw_decoder_load": self.decode_share}
+        return {"device": "mixed", **share}
 
     def _scaled(self, image: Any, size: Any) -> Any:
         dali = _import_dali()
