@@ -172,7 +172,7 @@ class Bench:
 
     def compile(self, function: Any) -> Any:
         """`torch.compile` for fixed shapes."""
-        return torch.compile(function, dynamic=False, backend="aot_eager" if self.quick else "inductor")
+        return torch.compile(function, dynamic=False, backend="eager" if self.quick else "inductor")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of networks."""

@@ -39,28 +39,34 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
 def peak_bytes(step: Callable[[], object], device: torch.device, resident: Iterable[Any]) -> int:
     """The most bytes of tensors that are alive at once within a training step.
 
-    On a GPU the allocator's own count; on a CPU the allocations that torch's profiler sees, over what was alive before.
-    Memory that oneDNN takes for itself is no tensor's and not seen.
+    What is alive before the step, and the most that it adds to that: on a GPU by the allocator's own count, on a CPU by
+    the allocations that torch's profiler sees. Memory that oneDNN takes for itself is no tensor's and not seen.
 
     Args:
         step: run once; it leaves no gradients.
         device: where.
-        resident: modules, optimizers and tensors that are alive before the step, for a CPU.
+        resident: modules, optimizers and tensors that are the step's own and alive before it.
     """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
     alive = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(resident)}
+    added = _added_on_gpu(step, device) if device.type == "cuda" else _added_on_cpu(step)
+    return sum(alive.values()) + added
+
+
+def _added_on_gpu(step: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _added_on_cpu(step: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         found.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    return sum(alive.values()) + _highest(event for event in events if event.get("name") == "[memory]")
+    return _highest(event for event in events if event.get("name") == "[memory]")
 
 
 def _highest(events: Iterable[dict[str, Any]]) -> int:

@@ -54,9 +54,10 @@ class Steps:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self.size, self.batch = (32, 2) if bench.quick else (224, 256 if bench.is_cuda else 32)
+        self._name = "resnet20_1w1a" if bench.quick else "resnet18_1w1a"
         self.images = torch.randn(self.batch, 3, self.size, self.size, device=bench.device)
         self.labels = torch.arange(self.batch, device=bench.device)
-        self.where = f"resnet18, {self.size} px, batch {self.batch}"
+        self.where = f"{self._name}, {self.size} px, batch {self.batch}"
 
     def fast(self, model: nn.Module) -> Step:
         """Compiled, channels_last, under autocast."""
@@ -81,22 +82,21 @@ class Steps:
 
     def binary(self) -> Step:
         """Our network at power 2."""
-        model = _ours()
+        model = self._ours()
         set_power(model, 2.0)
         return self.fast(model)
 
     def dense(self) -> Step:
         """Our network with 32 bits on both sides."""
-        return self.fast(_ours(**DENSE))
+        return self.fast(self._ours(**DENSE))
 
     def naive(self) -> Step:
         """Our network, its binary layers written the plain way."""
-        return self.plain(make_naive(_ours()))
+        return self.plain(make_naive(self._ours()))
 
-
-def _ours(**bits: int) -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model("resnet18_1w1a", estimator="reste", **bits)
+    def _ours(self, **bits: int) -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(self._name, estimator="reste", **bits)
 
 
 def step_rows(bench: Bench) -> Iterator[Row]:
