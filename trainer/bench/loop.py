@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def trainer_rows(bench: Bench) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as runs:
         root = Path(folder) / "digits"
         prepare_digits(root)
-        ours = (*SMALL, f"data.root={root}", f"train.batch_size={batch}", "data.workers=1")
+        ours = (*SMALL, f"data.root={root}", f"train.batch_size={batch}", "data.workers=1", "data.prefetch=3")
         bits = tuple(f"model.{name}={count}" for name, count in DENSE.items())
         binary = runs.enter_context(trainer(*ours))
         dense = runs.enter_context(trainer(*ours, *bits))
@@ -116,9 +117,10 @@ def indicator_rows(bench: Bench) -> Iterator[Row]:
 
 @contextmanager
 def trainer(*overrides: str) -> Iterator[Run]:
-    """An assembled run in a folder that goes when it does."""
+    """An assembled run in a folder that goes when it does; what it has to say goes nowhere."""
     with tempfile.TemporaryDirectory() as folder:
-        run = build(load_config(None, [*FOREVER, f"run.dir={folder}", *overrides]))
+        with redirect_stdout(io.StringIO()):
+            run = build(load_config(None, [*FOREVER, f"run.dir={folder}", *overrides]))
         try:
             yield run
         finally:
