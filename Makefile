@@ -32,13 +32,13 @@ test-slow: install ## longer runs: kills, whole trainings
 test-gpu: install ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-cluster-test: install ## trainings on a real SLURM: two nodes, started on this machine (installs slurm-wlm and munge as root)
+cluster-test: install ## trainings on a real SLURM: two nodes, started on this machine, and a slow link (installs slurm-wlm, munge, iproute2 as root)
 	@PATH="$$PATH:/usr/sbin"; missing=; \
-	for program in slurmctld slurmd sbatch munged; do command -v $$program >/dev/null || missing=yes; done; \
+	for program in slurmctld slurmd sbatch munged ip tc; do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge; \
-	  else echo "SLURM's programs are missing: as root, apt-get install slurm-wlm munge"; exit 1; fi; fi
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge iproute2; \
+	  else echo "programs are missing: as root, apt-get install slurm-wlm munge iproute2"; exit 1; fi; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
 soak: install ## a run under forty faults, started again after each, against a quiet one (about half an hour)

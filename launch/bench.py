@@ -8,8 +8,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-# torch's profiler reads it when torch is imported, and would tell of every start and stop.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+# Read when torch is imported: its profiler would tell of every start and stop, and of what it has not seen allocated.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 from rich.console import Console

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.batch_cli import slurm_app
+from launch.plan_cli import plan
 from trainer.errors import ConfigError, UserError
 from trainer.secrets import redact
 
@@ -29,6 +30,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(slurm_app, name="slurm")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
+app.command("plan")(plan)
 
 Overrides = Annotated[
     list[str] | None,
@@ -51,6 +53,9 @@ def train(
     max_minutes: Annotated[
         float | None, typer.Option(help="Save and stop after so long; short for `run.time_limit_min=...`.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time of 5 steps goes; short for `log.profile=10+5`.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")] = False,
 ) -> None:
     """Train as a configuration says; going on where an earlier start of the same run was interrupted.
@@ -67,6 +72,7 @@ def train(
 
     values = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
     values += [f"run.time_limit_min={max_minutes}"] if max_minutes is not None else []
+    values += ["log.profile=10+5"] if profile else []
     if dry_run:
         from launch.dry_run import print_plan
 

@@ -20,7 +20,7 @@ from trainer.data.order import part
 from trainer.distributed.deepspeed_settings import deepspeed_settings
 from trainer.distributed.environment import Environment
 from trainer.errors import DataError
-from trainer.network import instantiate
+from trainer.network import check_image_sizes, instantiate
 from trainer.ranks import batchnorm_ranks, check_ranks
 from trainer.run import Plan
 from trainer.site import told
@@ -54,6 +54,8 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     train, val, classes, source = _sizes(config)
     rows = [("data", source), ("model", _model(config, classes)), ("batch", _batch(config, world))]
     rows.append(("batch norm", _batchnorm(config, world)))
+    if config.data.image_size_schedule:
+        rows.append(("image sizes", _image_sizes(config)))
     if train:
         datasets.check_batch(config, train)
         steps = train // config.train.batch_size if config.train.drop_last else -(-train // config.train.batch_size)
@@ -82,7 +84,9 @@ def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
 
 def _model(config: Config, classes: int | None) -> str:
     count = config.model.num_classes or classes or 1000
-    found = summarize(instantiate(config.model, config.estimator, count), config.data.image_size)
+    model = instantiate(config.model, config.estimator, count)
+    check_image_sizes(config, model)
+    found = summarize(model, config.data.image_size)
     return (
         f"{config.model.name} ({config.model.weight_bits}W{config.model.activation_bits}A, "
         f"{config.model.numerics} numerics), "
@@ -106,6 +110,12 @@ def _batchnorm(config: Config, world: int) -> str:
     if size == 1:
         return f"each rank its own statistics, over about {micro // world} images"
     return f"{world // size} group{'s' if world > size else ''} of {size} ranks, {micro * size // world} images each"
+
+
+def _image_sizes(config: Config) -> str:
+    sizes, epochs, side = config.image_sizes, config.train.epochs, config.data.image_size
+    share = sizes.pixels(epochs) / side**2
+    return f"{sizes.words(epochs)}; evaluated at {side} px, of whose pixels training sees {100 * share:.0f} %"
 
 
 def _steps(plan: Plan, config: Config) -> str:

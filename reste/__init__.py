@@ -22,6 +22,7 @@ from .indicators import (
     estimating_error,
     gradient_instability,
 )
+from .kernels import choose_kernels, chosen_kernels
 from .layers import BinaryConv2d, BinaryLinear, binary_layers, get_power, set_power
 from .quantizers import weight_scale
 from .schedules import POWER_SCHEDULES, constant_power, cosine_power, linear_power, power_schedule
@@ -37,6 +38,8 @@ __all__ = [
     "approx_sign",
     "binary_layers",
     "binary_sign",
+    "choose_kernels",
+    "chosen_kernels",
     "collect_indicators",
     "constant_power",
     "cosine_power",

@@ -41,6 +41,7 @@ from .curves import (
     ste_curve,
     ste_slope,
 )
+from .kernels import kernels_for
 
 __all__ = [
     "Zero",
@@ -89,6 +90,8 @@ def binary_sign(x: Tensor, *, zero: Zero = "one") -> Tensor:
         ValueError: `zero` is neither of the two.
     """
     require_zero(zero)
+    if (fused := kernels_for(x)) is not None:
+        return fused.binary_sign(x, zero)
     if zero == "zero":
         return x.detach().sign()
     return (x < 0).to(x.dtype).mul_(-2).add_(1)
@@ -123,6 +126,9 @@ def ste_sign(x: Tensor, threshold: float = 1.0, *, zero: Zero = "one") -> Tensor
         ValueError: `threshold` <= 0, or an unknown `zero`.
     """
     require_threshold(threshold)
+    if (fused := kernels_for(x)) is not None:
+        require_zero(zero)
+        return fused.ste_sign(x, threshold, zero)
     return _SteSign.apply(x, threshold, zero)
 
 
@@ -236,5 +242,9 @@ class _ResteSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, power, *gain = ctx.saved_tensors
-        slope = reste_slope(x, power, ctx.threshold, ctx.knee, gain=gain[0] if gain else ctx.gain)
-        return _through(grad, slope), None, None, None, None, None
+        factor = gain[0] if gain else ctx.gain
+        if (fused := kernels_for(x)) is not None:
+            through = fused.reste_backward(grad, x, power, ctx.threshold, ctx.knee, factor)
+        else:
+            through = _through(grad, reste_slope(x, power, ctx.threshold, ctx.knee, gain=factor))
+        return through, None, None, None, None, None

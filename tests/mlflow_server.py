@@ -28,14 +28,20 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
 
 
 class Server:
-    """`mlflow server` on a loopback port, with all its processes in one group."""
+    """`mlflow server` on a loopback port, with all its processes in one group.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its database, artifacts and log.
+        login: (user, password of 12 letters or more) of MLflow's own basic authentication; None asks nobody.
+    """
+
+    def __init__(self, folder: Path, login: tuple[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
+        self._login = login
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -47,6 +53,9 @@ class Server:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        if self._login is not None:
+            command += ["--app-name", "basic-auth"]
+            environment |= self._authentication(*self._login)
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -56,6 +65,15 @@ class Server:
         except AssertionError:
             self.kill()
             raise
+
+    def _authentication(self, user: str, password: str) -> dict[str, str]:
+        settings = self._folder / "auth.ini"
+        settings.write_text(
+            f"[mlflow]\nadmin_username = {user}\nadmin_password = {password}\ndefault_permission = NO_PERMISSIONS\n"
+            f"database_uri = sqlite:///{self._folder}/users.db\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        return {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of no other server"}
 
     def kill(self) -> None:
         if self._process is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,13 +30,14 @@ from trainer.failures import note_end
 from trainer.faults import Faults
 from trainer.feed import Feed
 from trainer.finite import FiniteGuard
-from trainer.hardware import apply_switches, choose_device
+from trainer.hardware import apply_switches, choose_device, compiler_cache
 from trainer.logs import log_to_file
 from trainer.meters import Meters
 from trainer.network import average_weights, create_network
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
+from trainer.profiling.record import record_steps
 from trainer.quarantine import SharedQuarantine
 from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
 from trainer.run import Plan, Run, State
@@ -70,6 +72,8 @@ def build(config: Config, requests: Requests | None = None, watchdog: Watchdog |
         collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
         run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
+        if config.log.profile is not None:
+            undo.callback(record_steps(run, config.log.profile))
         run.close = undo.pop_all().close
     return run
 
@@ -98,12 +102,8 @@ def _build(
     model, groups = share_statistics(config, environment, order, model)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
-        optimizer, roles = create_optimizer(
-            model,
-            config.optim,
-            fused=may_fuse(config, device),
-            binary_scale=binary_lr(config, plan.total_steps),
-        )
+        scale = binary_lr(config, plan.total_steps)
+        optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device), binary_scale=scale)
         loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
         eval_loader = datasets.create_loader(config, eval_order, environment, device)
@@ -116,7 +116,7 @@ def _build(
     log_to_file(directory, environment.rank)
     undo.callback(watchdog.close)
     places = watchdog.attach(directory, environment.rank)
-    engine, pixels = create_engine(config, model, optimizer, order, environment, device, settings)
+    engine, pixels, settled_s = create_engine(config, model, optimizer, order, environment, device, settings)
     undo.callback(engine.close)
     meters = Meters(device)
     state = resume.restore(found, model, ema, engine, meters) if found else State()
@@ -124,11 +124,11 @@ def _build(
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
     quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
-    saver = Saver(
-        directory / "checkpoints", keep=config.checkpoint.keep, writing=faults.writing, written=faults.written
-    )
+    saver = create_saver(config, directory, faults)
     undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
+    if config.train.compile:
+        log_compilation(recorder, state.step, settled_s)
     return Run(
         config=config,
         environment=environment,
@@ -147,15 +147,9 @@ def _build(
         eval_loader=eval_loader,
         meters=meters,
         guard=create_guard(config, model, plan, device),
-        stopper=Stopper(
-            directory,
-            requests,
-            watchdog.pulse,
-            time_limit_min=config.run.time_limit_min,
-            every=plan.read_every,
-        ),
+        stopper=create_stopper(config, directory, requests, watchdog, plan),
         pulse=watchdog.pulse,
-        stragglers=Stragglers([place.host for place in places]),
+        stragglers=create_stragglers([place.host for place in places], model),
         quarantine=quarantine,
         recorder=recorder,
         saver=saver,
@@ -184,6 +178,24 @@ def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.dev
     """The judge of loss and gradient; it lets steps after a bad one count where bad ones are skipped."""
     room = most_skipped(config.train.nonfinite)
     return FiniteGuard(model, device, lasting=room == 0, room=min(max(plan.read_every, 1), room + 1) if room else 1)
+
+
+def create_saver(config: Config, directory: Path, faults: Faults) -> Saver:
+    """The writer of checkpoints, with the faults that it is to meet."""
+    keep = config.checkpoint.keep
+    return Saver(directory / "checkpoints", keep=keep, writing=faults.writing, written=faults.written)
+
+
+def create_stopper(config: Config, directory: Path, requests: Requests, watchdog: Watchdog, plan: Plan) -> Stopper:
+    """What ends the run before its last step: signals, a stop file, a time limit."""
+    limit = config.run.time_limit_min
+    return Stopper(directory, requests, watchdog.pulse, time_limit_min=limit, every=plan.read_every)
+
+
+def create_stragglers(hosts: list[str], model: nn.Module) -> Stragglers:
+    """The comparison of ranks, told how much gradient they sum."""
+    gradients = (p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return Stragglers(hosts, sum(gradients))
 
 
 def spoiled(faults: Faults, directory: Path) -> Spoiled | None:
@@ -230,6 +242,7 @@ def create_orders(config: Config, data: datasets.Datasets, environment: Environm
         data.train,
         augment,
         seed=config.seed,
+        image_sizes=config.image_sizes,
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
         rank=rank,
@@ -271,8 +284,8 @@ def create_engine(
     environment: Environment,
     device: torch.device,
     settings: dict[str, Any] | None,
-) -> tuple[Engine, Pixels]:
-    """The engine, settled on this rank's full micro-batch, and the preparation of its images.
+) -> tuple[Engine, Pixels, float]:
+    """The engine, settled on this rank's full micro-batch, the preparation of its images, and the seconds of settling.
 
     Args:
         settings: what DeepSpeed is told; None for the DDP engine.
@@ -290,7 +303,7 @@ def create_engine(
     }
     engine: Engine
     if settings is None:
-        engine = DdpEngine(model, optimizer, **common)
+        engine = DdpEngine(model, optimizer, reduce_dtype=config.train.reduce_dtype, **common)
     else:
         # Its import takes seconds, so that it comes only where it is wanted.
         from trainer.distributed import deepspeed
@@ -299,8 +312,11 @@ def create_engine(
             deepspeed.prepare(device, environment.local_rank, settings, optimizer)
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels.of(config, device)
-    engine.settle(pixels.blank(stop - start, config.data.image_size))
-    return engine, pixels
+    began = time.perf_counter()
+    # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
+    for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
+        engine.settle(pixels.blank(stop - start, side))
+    return engine, pixels, time.perf_counter() - began
 
 
 def create_recorder(
@@ -332,6 +348,12 @@ def create_recorder(
     if config.tracking.enabled:
         recorder.track(config.tracking, down=faults.tracker_is_down)
     return recorder
+
+
+def log_compilation(recorder: Recorder, step: int, seconds: float) -> None:
+    """Tell what compilation took, the first passes through the network included, and where the next start finds it."""
+    recorder.metrics(step, {"perf/compile_s": seconds})
+    recorder.note(f"compiled in {seconds:.1f} s; the compiler keeps its work in {compiler_cache()}")
 
 
 def describe(

@@ -43,6 +43,22 @@ def duration_steps(duration: str, steps_per_epoch: int, total_steps: int) -> int
     return max(steps, 1) if number > 0 else 0
 
 
+def duration_epochs(duration: str, epochs: int) -> float:
+    """A duration in epochs.
+
+    Args:
+        duration: as `Duration`, but no number of steps.
+        epochs: of the whole training.
+
+    Raises:
+        ValueError: it is a number of steps.
+    """
+    number, unit = _parse(duration)
+    if unit == "" and number:
+        raise ValueError(f"must be epochs as 5ep, or a share of training as 65%, not {duration} steps")
+    return number * epochs / 100 if unit == "%" else number
+
+
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps is due after `step` completed steps (never if 0)."""
     return every > 0 and step > 0 and step % every == 0

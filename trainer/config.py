@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer.cadence import Duration
 from trainer.config_source import ConfigSource, describe_errors, read_source
 from trainer.config_yaml import write_yaml
+from trainer.data.sizes import ImageSizes, image_sizes
 from trainer.errors import ConfigError
 from trainer.secrets import redact
 from trainer.site import read_site
@@ -104,6 +105,9 @@ class DataConfig(Group):
     root: str = Field("data", description="a folder prepared by `reste prepare`")
     loader: Literal["dali", "torchvision", "synthetic"] = "dali"
     image_size: Count = Field(224, description="pixels, height = width")
+    image_size_schedule: tuple[tuple[Duration, Count], ...] = Field(
+        (), description="pixels of training images from an epoch on, as [[0ep, 128], [65%, 176]]; []: image_size"
+    )
     workers: Count = Field(8, description="decoder threads per rank")
     prefetch: Count = Field(3, description="batches ready per rank")
     decode_share: Fraction | None = Field(
@@ -147,9 +151,15 @@ class TrainConfig(Group):
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16 through autocast")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the training step")
+    kernels: Literal["compiled", "triton"] = Field(
+        "compiled", description="signs and slopes by plain torch code, or by fused kernels on a GPU"
+    )
     tf32: bool = Field(True, description="TF32 matrix products on GPUs that have them")
     deterministic: bool = Field(False, description="bit-identical runs on GPUs too, slower")
     clip_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    reduce_dtype: Literal["full", "bf16", "fp16"] = Field(
+        "full", description="what gradients travel in between ranks; 16 bits halve the bytes and round"
+    )
     label_smoothing: Fraction = 0.0
     nonfinite: str = Field(
         "abort",
@@ -212,6 +222,11 @@ class LogConfig(Group):
     every: Duration = Field("10", description="steps between journal entries")
     indicators_every: Duration = Field("100", description="steps between probes of the indicators")
     print_s: Positive = Field(5.0, description="seconds between progress lines where there is no terminal")
+    profile: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,6}\+[1-9]\d{0,2}$",
+        description="STEP+N: after STEP steps of a start, record where the time of N steps goes",
+    )
 
 
 class CheckpointConfig(Group):
@@ -272,6 +287,28 @@ class Config(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gradients_travel_as_the_engine_can(self) -> Config:
+        if self.engine == "deepspeed" and self.train.reduce_dtype != "full":
+            raise ValueError(
+                f"train.reduce_dtype={self.train.reduce_dtype} needs engine=ddp: for DeepSpeed, write "
+                "communication_data_type into the file that deepspeed.config names"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _image_sizes_are_a_schedule(self) -> Config:
+        try:
+            _ = self.image_sizes
+        except ValueError as error:
+            raise ValueError(f"data.image_size_schedule: {error}") from None
+        return self
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """Pixels of training images, by epoch."""
+        return image_sizes(self.data.image_size_schedule, self.data.image_size, self.train.epochs)
+
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
@@ -299,7 +336,7 @@ class Config(Group):
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
     "data.decode_share", "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
-    "train.max_steps", "train.nonfinite", "log.print_s", "checkpoint.", "tracking.", "eval.batch_size",
+    "train.max_steps", "train.nonfinite", "log.print_s", "log.profile", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 
 

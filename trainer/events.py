@@ -54,6 +54,8 @@ def log_training(run: Run) -> None:
         "optim/lr": run.learning_rate(step - 1),
         "estimator/power": run.power(step - 1),
     }
+    if run.config.data.image_size_schedule:
+        metrics["data/image_size"] = run.order.image_sizes.at((step - 1) // run.plan.steps_per_epoch)
     pace = run.feed.read()
     told = run.saver.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step)
     run.recorder.metrics(step, metrics | pace.metrics() | told)

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from reste import choose_kernels
 from trainer.config import TrainConfig
 from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError
@@ -30,11 +31,15 @@ def choose_device(environment: Environment) -> torch.device:
 
 
 def apply_switches(train: TrainConfig, environment: Environment, device: torch.device) -> None:
-    """TF32, determinism, convolution search and threads.
+    """Kernels, TF32, determinism, convolution search and threads.
 
     On a CPU the cores are shared between the ranks of the machine. OMP_NUM_THREADS is obeyed, unless it is the 1 that
     torchrun sets by itself.
+
+    Raises:
+        ConfigError: the kernels that are asked for cannot be had here.
     """
+    _choose_kernels(train, device)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
     torch.backends.cudnn.benchmark = not train.deterministic
@@ -46,3 +51,22 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // environment.local_world_size))
+
+
+def _choose_kernels(train: TrainConfig, device: torch.device) -> None:
+    if train.kernels == "triton" and device.type != "cuda":
+        raise ConfigError("train.kernels=triton needs a GPU: set train.kernels=compiled")
+    try:
+        choose_kernels(train.kernels)
+    except ImportError as error:
+        raise ConfigError(
+            f"train.kernels=triton needs triton, which cannot be imported ({error}): install it or set "
+            "train.kernels=compiled"
+        ) from error
+
+
+def compiler_cache() -> str:
+    """The folder in which inductor keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or one of torch's choice."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()

@@ -32,11 +32,29 @@ def create_network(config: Config, classes: list[str], device: torch.device) -> 
         )
     seed_initialisation(config.seed)
     model = instantiate(config.model, config.estimator, num_classes)
+    check_image_sizes(config, model)
     if config.model.init is not None:
         load_initial_weights(model, Path(config.model.init))
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     memory = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return model.to(device=device, dtype=dtype).to(memory_format=memory)
+
+
+def check_image_sizes(config: Config, model: nn.Module) -> None:
+    """Refuse a schedule of image sizes with one that the network cannot compute.
+
+    Raises:
+        ConfigError: naming the size.
+    """
+    for side in config.image_sizes.distinct if config.data.image_size_schedule else ():
+        try:
+            models.summarize(model, side)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"data.image_size_schedule: {config.model.name} cannot take images of {side} pixels ({reason}): choose "
+                "other sizes"
+            ) from error
 
 
 def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int) -> nn.Module:

@@ -192,6 +192,31 @@ def test_the_right_credentials_open_the_door_from_the_address_or_the_environment
     assert in_store(proxy.uri, report.run_id) == in_journal(run_dir / "journal.jsonl")
 
 
+@pytest.mark.slow
+def test_mlflows_own_authentication_lets_the_right_password_in_and_no_other(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server", login=("ann", "hunter2hunter2"))
+    server.start()
+    try:
+        journal = Journal(run_dir / "journal.jsonl")
+        train(journal, range(20))
+        wrong = sender(run_dir, server.uri.replace("://", "://ann:hunter3hunter3@"))
+        wrong.start()
+        until(lambda: warnings_of(caplog))
+        assert not wrong.close("FINISHED", timeout_s=0.5)
+        assert "MLFLOW_TRACKING_USERNAME" in warnings_of(caplog)[0]
+        assert "hunter3" not in caplog.text
+        wrong._thread.join(20)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2hunter2")
+        report = sync_run(run_dir, uri=server.uri)
+        assert in_store(server.uri, report.run_id) == in_journal(run_dir / "journal.jsonl")
+    finally:
+        server.kill()
+
+
 def test_a_full_disk_under_the_store_loses_nothing(
     run_dir: Path, tmp_path: Path, empty_store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

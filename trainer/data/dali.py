@@ -35,12 +35,13 @@ from trainer.errors import ConfigError, DataError
 class DaliLoader:
     """Decode, crop and antialiased bilinear resize with DALI, on the CPU or on a GPU.
 
-    One pipeline serves every call of `load`; it is built at the first. A new iterator ends the one before.
+    One pipeline serves every call of `load` and images of every size; it is built at the first. A new iterator ends
+    the one before.
 
     Args:
         index: the split.
         root: data root, where the index's samples are.
-        image_size: side S of the result, as in the plans.
+        image_size: side of the largest images of the plans; each plan has its own.
         kind: kind of the plans' geometry.
         max_batch: largest batch of a plan.
         workers: DALI's threads.
@@ -74,9 +75,10 @@ class DaliLoader:
         antialias: bool = True,
     ) -> None:
         _import_dali()
-        self._recipe = _Recipe(image_size, kind, max(workers, 1), device_id, dont_use_mmap, decode_share, antialias)
+        self._recipe = _Recipe(kind, max(workers, 1), device_id, dont_use_mmap, decode_share, antialias)
         self._index = index
         self._storage = storage or open_storage(index, root)
+        self._image_size = image_size
         self._max_batch = max(max_batch, 1)
         self._prefetch = prefetch
         self._rank = rank
@@ -111,11 +113,17 @@ class DaliLoader:
         with self._in_use:
             if self._pipeline is None:
                 self._pipeline = self._recipe.build(self._source, self._max_batch, depth=2)
-            self._source.begin(plans)
+            self._source.begin(self._checked(plans))
             try:
                 yield from self._batches()
             finally:
                 self._rewind()
+
+    def _checked(self, plans: Iterable[Plan]) -> Iterator[Plan]:
+        for plan in plans:
+            assert plan.geometry.kind == self._recipe.kind, "a plan for another loader"
+            assert plan.geometry.size <= self._image_size, "a plan larger than image_size"
+            yield plan
 
     def _batches(self) -> Iterator[Batch]:
         source = self._source
@@ -177,7 +185,6 @@ class DaliLoader:
 
 @dataclass(frozen=True)
 class _Recipe:
-    size: int
     kind: GeometryKind
     workers: int
     device_id: int | None
@@ -200,7 +207,7 @@ class _Recipe:
         return pipeline
 
     def _window(self, source: Source) -> Any:
-        fn, types, encoded, start, shape = self._inputs(source, np.int32)
+        fn, types, encoded, start, shape, side = self._inputs(source)
         image = fn.decoders.image_slice(
             encoded,
             start=start,
@@ -210,21 +217,20 @@ class _Recipe:
             adjust_orientation=False,
             **self._decoder,
         )
-        return self._scaled(image, [self.size, self.size])
+        return self._scaled(image, side)
 
     def _resize(self, source: Source) -> Any:
-        fn, types, encoded, size, start = self._inputs(source, np.float32)
+        fn, types, encoded, size, start, side = self._inputs(source)
         image = fn.decoders.image(
             encoded,
             output_type=types.RGB,
             adjust_orientation=False,
             **self._decoder,
         )
-        shape = [self.size, self.size]
         return fn.slice(
             self._scaled(image, size),
             start=start,
-            shape=shape,
+            shape=side,
             axes=[0, 1],
             out_of_bounds_policy="pad",
             fill_values=0,
@@ -241,19 +247,21 @@ class _Recipe:
         dali = _import_dali()
         return dali.fn.resize(image, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=self.antialias)
 
-    def _inputs(self, source: Source, first: type) -> tuple[Any, ...]:
+    def _inputs(self, source: Source) -> tuple[Any, ...]:
         dali = _import_dali()
-        number = dali.types.INT32 if first is np.int32 else dali.types.FLOAT
-        given, size, *where = dali.fn.external_source(
+        types = dali.types
+        # Sizes that DALI resizes to are floating point, windows that it cuts are not.
+        where = [types.INT32, types.INT32, types.FLOAT] if self.kind == "window" else [types.FLOAT, *[types.INT32] * 2]
+        given, size, *cuts = dali.fn.external_source(
             source=source,
-            num_outputs=4,
-            dtype=[dali.types.UINT8, dali.types.INT64, number, dali.types.INT32],
-            ndim=[1, 1, 1, 1],
+            num_outputs=5,
+            dtype=[types.UINT8, types.INT64, *where],
+            ndim=[1] * 5,
             no_copy=not source.gives_names,
         )
         if source.gives_names:
             given = dali.fn.io.file.read(given, dont_use_mmap=self.dont_use_mmap)
-        return dali.fn, dali.types, self._of_size(given, size), *where
+        return dali.fn, types, self._of_size(given, size), *cuts
 
     def _of_size(self, encoded: Any, size: Any) -> Any:
         """The file, or nothing of it, so that it is refused, if its header tells of another size than the index.

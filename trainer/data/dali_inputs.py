@@ -102,7 +102,7 @@ class Contents:
 
 
 class Source:
-    """What DALI calls for the next batch: bytes and three arrays; keeps the plans that are under way.
+    """What DALI calls for the next batch: bytes and four arrays; keeps the plans that are under way.
 
     With contents DALI reads the very memory that is given here, so that a batch's arrays are held until its
     output has been taken, and those of an abandoned stream until the next one has begun.
@@ -161,9 +161,11 @@ class Source:
                 self._pending.append((plan, arrays))
                 yield arrays
 
-    def _where(self, plan: Plan) -> tuple[Any, Any, Any]:
+    def _where(self, plan: Plan) -> tuple[Any, Any, Any, Any]:
         geometry = plan.geometry
         sizes = np.stack([plan.heights, plan.widths], axis=1)
+        sides = np.full((len(plan.ids), 2), geometry.size)
         if self._kind == "window":
-            return sizes, np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
-        return sizes, geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets)
+            start, shape = np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
+            return sizes, start, shape, sides.astype(np.float32)
+        return sizes, geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets), sides.astype(np.int32)

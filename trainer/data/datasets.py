@@ -142,7 +142,7 @@ def create_loader(
     """
     data = config.data
     if data.loader == "synthetic":
-        return SyntheticLoader(data.image_size)
+        return SyntheticLoader(order.image_size)
     loader = _create_loader(config, order, environment, device, spoiled)
     if data.on_error == "stop" or isinstance(order, EvalOrder):  # without one image an accuracy is another number
         return loader
@@ -168,7 +168,7 @@ def _create_loader(
         return TorchvisionLoader(
             order.index,
             root,
-            image_size=data.image_size,
+            image_size=order.image_size,
             kind=kind,
             max_batch=max_batch,
             workers=data.workers,
@@ -181,7 +181,7 @@ def _create_loader(
     return DaliLoader(
         order.index,
         root,
-        image_size=data.image_size,
+        image_size=order.image_size,
         kind=kind,
         max_batch=max_batch,
         workers=data.workers,

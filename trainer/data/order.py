@@ -8,7 +8,7 @@ resume at any step, on any number of ranks, with any loader, and the same images
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +26,7 @@ from trainer.data.geometry import (
 )
 from trainer.data.index import Index
 from trainer.data.quarantine import Quarantine
+from trainer.data.sizes import ImageSizes
 from trainer.errors import ConfigError
 
 __all__ = ["Augment", "EvalOrder", "Geometry", "Plan", "TrainOrder", "part", "permutation", "train_kind"]
@@ -83,6 +84,7 @@ class TrainOrder:
     Args:
         index: the training split.
         augment: crops and flips.
+        image_sizes: side of the images by epoch; None: `augment.image_size`. Windows and flips do not depend on it.
         seed: the run's seed.
         batch_size: global batch size, over all ranks and micro-batches.
         accumulation: micro-batches per step.
@@ -103,6 +105,7 @@ class TrainOrder:
         augment: Augment,
         *,
         seed: int,
+        image_sizes: ImageSizes | None = None,
         batch_size: int,
         accumulation: int = 1,
         rank: int = 0,
@@ -112,6 +115,7 @@ class TrainOrder:
         _check_cut(batch_size, accumulation, rank, world)
         self.index = index
         self.augment = augment
+        self.image_sizes = image_sizes or ImageSizes((0,), (augment.image_size,))
         self.seed = seed
         self.batch_size = batch_size
         self.accumulation = accumulation
@@ -124,6 +128,11 @@ class TrainOrder:
             raise ConfigError(
                 f"an epoch of {samples} samples has no full batch of {batch_size}: lower train.batch_size"
             )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the largest images, in pixels."""
+        return self.image_sizes.distinct[0]
 
     @property
     def last_batch_size(self) -> int:
@@ -156,6 +165,7 @@ class TrainOrder:
         ids = self.quarantine.replaced(permutation(self.seed, epoch, len(self.index))[start:stop], step)
         words = random_words(self.seed, STREAM_SAMPLE, epoch, start=start, rows=stop - start, width=WORDS_PER_SAMPLE)
         heights, widths = _sizes(self.index, ids)
+        augment = replace(self.augment, image_size=self.image_sizes.at(epoch))
         return Plan(
             epoch=epoch,
             step=step,
@@ -164,8 +174,8 @@ class TrainOrder:
             labels=self.index.labels[ids],
             heights=heights,
             widths=widths,
-            geometry=train_geometry(self.augment, words, heights, widths),
-            flips=flips(self.augment, words),
+            geometry=train_geometry(augment, words, heights, widths),
+            flips=flips(augment, words),
             global_count=micro_last - micro_first,
             global_batch_count=last - first,
         )
@@ -190,6 +200,11 @@ class EvalOrder:
         self.rank = rank
         self.world = world
         self.steps = -(-len(index) // batch_size)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.augment.image_size
 
     def plans(self) -> Iterator[Plan]:
         """All batches of this rank, `steps` of them on every rank; some may be empty."""

@@ -38,29 +38,31 @@ class SyntheticLoader:
     a batch costs one copy of its own size. Ids that are equal modulo 65,536 look alike.
 
     Args:
-        image_size: side S of the images.
+        image_size: side of the largest images; each plan has its own.
         device: where the pool lies and the images are made; None for the CPU.
     """
 
     def __init__(self, image_size: int, *, device: torch.device | None = None) -> None:
-        self._shape = (image_size, image_size, 3)
         stretch = image_size * image_size * 3
         rows = -(-(stretch + _STARTS) // (8 * WORDS_PER_BLOCK))
         words = random_words(0, STREAM_PIXELS, 0, start=0, rows=rows, width=WORDS_PER_BLOCK)
         pool = words.astype("<u8").view(np.uint8).reshape(-1)
-        self._stretches = np.lib.stride_tricks.sliding_window_view(pool, stretch)
-        # On a CPU, NumPy's gather is several times faster than torch's.
-        self._on_device = None if device is None else torch.from_numpy(pool).to(device).unfold(0, stretch, 1)
+        self._pool = pool
+        self._on_device = None if device is None else torch.from_numpy(pool).to(device)
 
     def load(self, plans: Iterable[Plan]) -> Iterator[Batch]:
         """One batch for every plan."""
         for plan in plans:
             starts = (plan.ids * _STRIDE) % _STARTS
+            size = plan.geometry.size
+            stretch = size * size * 3
+            # On a CPU, NumPy's gather is several times faster than torch's.
             if self._on_device is None:
-                images = torch.from_numpy(self._stretches[starts])
+                images = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(self._pool, stretch)[starts])
             else:
-                images = self._on_device[torch.from_numpy(starts).to(self._on_device.device)]
-            yield make_batch(plan, images.reshape(-1, *self._shape))
+                stretches = self._on_device.unfold(0, stretch, 1)
+                images = stretches[torch.from_numpy(starts).to(stretches.device)]
+            yield make_batch(plan, images.reshape(-1, size, size, 3))
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -31,7 +31,7 @@ class TorchvisionLoader:
     Args:
         index: the split.
         root: data root, where the index's samples are.
-        image_size: side S of the result, as in the plans.
+        image_size: side of the largest images of the plans; each plan has its own.
         kind: kind of the plans' geometry.
         max_batch: largest batch of a plan.
         workers: decoding threads.
@@ -89,9 +89,10 @@ class TorchvisionLoader:
 
     def _chunks(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Pixels, int, int]]:
         for plan in plans:
-            size, kind, most = self._limits
-            count = len(plan.ids)
-            assert (plan.geometry.size, plan.geometry.kind) == (size, kind), "a plan for another loader"
+            largest, kind, most = self._limits
+            size, count = plan.geometry.size, len(plan.ids)
+            assert plan.geometry.kind == kind, "a plan for another loader"
+            assert size <= largest, "a plan larger than image_size"
             assert count <= most, "a plan larger than max_batch"
             pixels = np.empty((count, size, size, 3), dtype=np.uint8)
             for start in range(0, max(count, 1), _CHUNK):

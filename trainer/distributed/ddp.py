@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
@@ -16,7 +17,9 @@ from trainer.distributed.forward import Forward
 from trainer.distributed.update import answered_by_scaler, buffers_kept, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
+ReduceDtype = Literal["full", "bf16", "fp16"]
 BUCKET_MB = 10
+_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
 def _no_buffer_broadcast() -> dict[str, bool]:
@@ -36,6 +39,8 @@ class DdpEngine:
         clip_norm: largest gradient norm, or None.
         compile: compile the model for whole micro-batches.
         device: the rank's device.
+        reduce_dtype: what gradients are rounded to before they are divided by the number of ranks and summed; full
+            leaves them as they are.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class DdpEngine:
         clip_norm: float | None,
         compile: bool,
         device: torch.device,
+        reduce_dtype: ReduceDtype = "full",
     ) -> None:
         self.module = model
         self._optimizer = optimizer
@@ -63,6 +69,8 @@ class DdpEngine:
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=BUCKET_MB,
             )
+            if reduce_dtype != "full":
+                self._ddp.register_comm_hook(None, _HOOKS[reduce_dtype])
             self._forward = self._ddp
 
     def settle(self, images: torch.Tensor) -> None:

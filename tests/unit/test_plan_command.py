@@ -1,0 +1,127 @@
+"""`reste plan` as it is typed: what it prints, what it refuses, and that its figures agree with the trainer's rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from launch.cli import app
+from launch.plan_options import counts
+from trainer.distributed.batchnorm import choose_group_size
+from trainer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+RESNET18 = str(ROOT / "configs" / "imagenet" / "resnet18_reste.yaml")
+
+
+def plan(*arguments: str, config: str = RESNET18) -> str:
+    done = CliRunner().invoke(app, ["plan", config, *arguments], env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def values(*arguments: str) -> dict[str, Any]:
+    return json.loads(plan(*arguments, "--json"))
+
+
+def test_the_paper_in_an_hour_is_told_for_both_batches_with_every_assumption() -> None:
+    text = plan("--gpus", "8..1024", "--images-per-s", "12000", "--price", "2.5")
+    assert "global batch 750" in text
+    assert "global batch 2048" in text
+    for told in ("12000 images/s at 128", "400 GB/s and 2 us", "50 GB/s and 5 us", "70 % of the backward", "115,000"):
+        assert told in text, told
+    assert "within 1 h: from 16 on" in text
+    assert "within 1 h: from 8 on" in text
+    assert "1024: refused: more ranks than a micro-batch has images (750)" in text
+    assert "8, 16, 32, 64, 128, 256, 512: 750 images do not divide evenly" in text
+
+
+def test_the_network_and_its_groups_are_those_of_the_trainer() -> None:
+    found = values("--gpus", "8,64", "--batches", "2048", "--images-per-s", "9000", "data.root=nowhere")
+    [batch] = found["batches"]
+    work = batch["workload"]
+    # torchvision's ResNet-18 has 11,689,512 parameters.
+    assert work["gradient_bytes"] == pytest.approx(4 * 11.69e6, rel=0.01)
+    assert (work["train_images"], work["epochs"], work["evaluations"]) == (1_281_167, 250, 250)
+    # The stem's, 16 of binary convolutions, 3 of shortcuts, and one of vectors before the classifier.
+    assert len(work["channels"]) == 1 + 16 + 3 + 1
+    for row in batch["predictions"]:
+        each = 2048 // row["gpus"]
+        assert row["images"] == each
+        assert row["group"] == choose_group_size(256, images_per_rank=each, world=row["gpus"], local_world=8)
+        assert row["bytes_per_s"] == pytest.approx(115_000 * row["images_per_s"])
+
+
+def test_options_are_what_is_computed_with() -> None:
+    base = ("--gpus", "16", "--batches", "512", "--images-per-s", "5000")
+    [usual] = values(*base)["batches"][0]["predictions"]
+    for option, worse in (("--between-gb", "1"), ("--between-us", "100"), ("--overlap", "0"), ("--loader", "500")):
+        [other] = values(*base, option, worse)["batches"][0]["predictions"]
+        assert other["step_s"] > usual["step_s"], option
+    [alone] = values(*base, "batchnorm.sync=off")["batches"][0]["predictions"]
+    assert alone["batchnorm_s"] == 0
+    assert usual["batchnorm_s"] > 0
+
+
+def test_a_record_gives_the_rates_and_another_network_in_it_is_named(tmp_path: Path) -> None:
+    record = tmp_path / "rates.json"
+    points = [{"images": 32, "images_per_s": 40.0}, {"images": 64, "images_per_s": 50.0}]
+    content = {"device": "2 cores", "model": "resnet20_1w1a", "image_size": 16, "precision": "fp32", "points": points}
+    record.write_text(json.dumps(content | {"command": "any further key"}))
+    text = plan("--gpus", "1", "--record", str(record), "--batches", "64")
+    assert "40 images/s at 32, 50 images/s at 64 (2 cores" in text
+    assert "beware: measured was" in text
+    found = values("--gpus", "1", "--record", str(record), "--batches", "64")
+    assert found["batches"][0]["predictions"][0]["images_per_s"] == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpus", "8"], "--images-per-s X, or --record FILE"),
+        (["--images-per-s", "1", "--record", "x.json"], "not both"),
+        (["--record", "x.json"], "x.json cannot be read"),
+        (["--images-per-s", "1", "--gpus", "8..4"], "ends before it begins"),
+        (["--images-per-s", "1", "--gpus", "0"], "write numbers from 1 on"),
+        (["--images-per-s", "1", "--gpus", "many"], "write numbers from 1 on"),
+        (["--images-per-s", "1", "--batches", "x"], "write numbers of images"),
+        (["--images-per-s", "1", "--batches", "2000000"], "larger than the training set"),
+        (["--images-per-s", "1", "--algorithm", "star"], "none of best, ring, tree"),
+        (["--images-per-s", "1000000"], "lower --fixed-ms"),
+        (["--images-per-s", "1", "data.expect.train=null"], "sizes of data/imagenet are unknown"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line_that_names_the_fix(arguments: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(*arguments)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"device": "x"}', '{"points": [{"images": 0}]}'])
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str) -> None:
+    record = tmp_path / "rates.json"
+    record.write_text(content)
+    with pytest.raises(ConfigError, match=r"rates\.json is no record of rates") as caught:
+        plan("--record", str(record))
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_devices_are_listed_or_doubled() -> None:
+    assert counts("8..64") == [8, 16, 32, 64]
+    assert counts("6..20") == [6, 12]
+    assert counts("24, 8,8..16") == [8, 16, 24]
+
+
+def test_a_last_batch_that_leaves_a_group_without_images_is_refused() -> None:
+    # 1,281,167 images are 1,708 batches of 750 and 167 more.
+    found = values("--gpus", "64,128", "--batches", "750", "--images-per-s", "1000", "batchnorm.sync=off")
+    fine, refused = (row["refused"] for row in found["batches"][0]["predictions"])
+    assert fine is None, "2 images each are enough for batch norm of vectors"
+    assert "a batch of 167 images leaves some of 128 groups of batch norm 1, it needs 2" in refused
+    kept = values("--gpus", "256", "--batches", "750", "--images-per-s", "1000", "batchnorm.sync=world")
+    assert kept["batches"][0]["predictions"][0]["refused"] is None

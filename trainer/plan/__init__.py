@@ -1,0 +1,1 @@
+"""What a run would take on other numbers of devices: images per second, hours, bandwidth, cost."""

@@ -1,0 +1,1 @@
+"""Where the time of a step goes: a trace of a few steps, and its account by sections."""
