@@ -53,8 +53,8 @@ format: install ## rewrite what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## speed, printed as ratios side by side; nothing is asserted
-	$(BIN)/python benchmarks/run.py
+bench: install ## speed and memory as ratios side by side, kept in benchmarks/records/; nothing is asserted
+	$(BIN)/reste bench
 
 clean: ## remove the environment and caches; data and runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

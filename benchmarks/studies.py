@@ -24,7 +24,7 @@ PLACES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 def environment() -> dict[str, str]:
     """No launcher's variables, no GPU, one thread a rank: a thread count is one more source of rounding."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS) and k not in PLACES}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return kept | {"RESTE_SITE": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 def train(folder: Path, name: str, config: str, overrides: list[str], *, ranks: int = 1) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from trainer.errors import DataError
 from trainer.network import check_image_sizes, instantiate
 from trainer.ranks import batchnorm_ranks, check_ranks
 from trainer.run import Plan
+from trainer.site import told
 
 
 def print_plan(path: Path, overrides: list[str], world: int) -> None:
@@ -40,7 +41,9 @@ def print_plan(path: Path, overrides: list[str], world: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(config.to_yaml().rstrip(), markup=False)
     table = Table(title="plan", title_justify="left", show_header=False)
-    for name, value in plan_rows(config, world):
+    site = told(path, overrides)
+    rows = plan_rows(config, world) + ([("site file", site)] if site else [])
+    for name, value in rows:
         table.add_row(name, value)
     console.print(table)
 

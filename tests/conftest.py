@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# No test reads the defaults that its user keeps for this machine.
+os.environ["RESTE_SITE"] = ""
 
 
 @pytest.fixture(scope="session")

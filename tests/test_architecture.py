@@ -14,7 +14,7 @@ LAYERS = ("reste", "models", "trainer", "launch")
 ONLY_IN = {
     "torch.distributed": ("trainer/distributed/",),
     "mlflow": ("trainer/tracking/",),
-    "nvidia.dali": ("trainer/data/dali.py",),
+    "nvidia.dali": ("trainer/data/dali.py", "trainer/bench/bare_dali.py"),
     "matplotlib": ("trainer/study/figure.py",),
     "deepspeed": ("trainer/distributed/deepspeed.py",),
     "triton": ("reste/kernels/",),

@@ -20,6 +20,7 @@ from trainer.config_yaml import write_yaml
 from trainer.data.sizes import ImageSizes, image_sizes
 from trainer.errors import ConfigError
 from trainer.secrets import redact
+from trainer.site import read_site
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -107,8 +108,11 @@ class DataConfig(Group):
     image_size_schedule: tuple[tuple[Duration, Count], ...] = Field(
         (), description="pixels of training images from an epoch on, as [[0ep, 128], [65%, 176]]; []: image_size"
     )
-    workers: Count = Field(2, description="decoder threads per rank")
+    workers: Count = Field(8, description="decoder threads per rank")
     prefetch: Count = Field(3, description="batches ready per rank")
+    decode_share: Fraction | None = Field(
+        None, description="share of JPEGs that a GPU's decoder unit gets, its cores the rest; null: DALI's own choice"
+    )
     dont_use_mmap: bool = Field(False, description="true: plain reads, for network file systems")
     synthetic: SyntheticConfig = SyntheticConfig()
     expect: ExpectConfig = ExpectConfig()
@@ -331,7 +335,7 @@ class Config(Group):
 # Values that do not change what is computed: a run may go on with others.
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
-    "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
+    "data.decode_share", "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
     "train.max_steps", "train.nonfinite", "log.print_s", "log.profile", "checkpoint.", "tracking.", "eval.batch_size",
 )  # fmt: skip
 
@@ -364,17 +368,20 @@ def config_digest(config: Config) -> str:
 
 
 def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a configuration file, apply `key.path=value` overrides, validate everything.
+    """Read a configuration file over the site file, apply `key.path=value` overrides, validate everything.
 
     Args:
         path: a YAML file; its `extends` key names a parent, relative to the file, or a list of them, the later wins.
-            None: the defaults alone.
+            None: the defaults alone, with those of the site file.
         overrides: strings `key.path=value`, the value parsed as YAML; later ones win.
 
     Raises:
         ConfigError: naming every unknown key and wrong value at once, with file and line.
     """
-    return validate(read_source(None if path is None else Path(path), list(overrides)))
+    source = read_site()
+    given = read_source(None if path is None else Path(path), list(overrides))
+    source.merge(given.values, given.origins)
+    return validate(source)
 
 
 def validate(source: ConfigSource) -> Config:

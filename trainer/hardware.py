@@ -53,13 +53,6 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
         torch.set_num_threads(max(1, cores // environment.local_world_size))
 
 
-def compiler_cache() -> str:
-    """The folder in which inductor keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or one of torch's choice."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return cache_dir()
-
-
 def _choose_kernels(train: TrainConfig, device: torch.device) -> None:
     if train.kernels == "triton" and device.type != "cuda":
         raise ConfigError("train.kernels=triton needs a GPU: set train.kernels=compiled")
@@ -70,3 +63,10 @@ def _choose_kernels(train: TrainConfig, device: torch.device) -> None:
             f"train.kernels=triton needs triton, which cannot be imported ({error}): install it or set "
             "train.kernels=compiled"
         ) from error
+
+
+def compiler_cache() -> str:
+    """The folder in which inductor keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or one of torch's choice."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()

@@ -50,6 +50,7 @@ class DaliLoader:
         storage: reads the samples; by default what the index tells of.
         device_id: GPU that decodes and resizes; None for the CPU.
         dont_use_mmap: read files instead of mapping them, for network file systems.
+        decode_share: share of the JPEGs that a GPU's decoder unit gets; None: DALI's own choice. Nothing on a CPU.
         antialias: off only to show what that does.
 
     Raises:
@@ -70,10 +71,11 @@ class DaliLoader:
         storage: Files | Shards | None = None,
         device_id: int | None = None,
         dont_use_mmap: bool = False,
+        decode_share: float | None = None,
         antialias: bool = True,
     ) -> None:
         _import_dali()
-        self._recipe = _Recipe(kind, max(workers, 1), device_id, dont_use_mmap, antialias)
+        self._recipe = _Recipe(kind, max(workers, 1), device_id, dont_use_mmap, decode_share, antialias)
         self._index = index
         self._storage = storage or open_storage(index, root)
         self._image_size = image_size
@@ -187,6 +189,7 @@ class _Recipe:
     workers: int
     device_id: int | None
     dont_use_mmap: bool
+    decode_share: float | None
     antialias: bool
 
     def build(self, source: Source, max_batch: int, *, depth: int) -> Any:
@@ -212,7 +215,7 @@ class _Recipe:
             axes=[0, 1],
             output_type=types.RGB,
             adjust_orientation=False,
-            device=self._decoder,
+            **self._decoder,
         )
         return self._scaled(image, side)
 
@@ -222,7 +225,7 @@ class _Recipe:
             encoded,
             output_type=types.RGB,
             adjust_orientation=False,
-            device=self._decoder,
+            **self._decoder,
         )
         return fn.slice(
             self._scaled(image, size),
@@ -234,8 +237,11 @@ class _Recipe:
         )
 
     @property
-    def _decoder(self) -> str:
-        return "cpu" if self.device_id is None else "mixed"
+    def _decoder(self) -> dict[str, Any]:
+        if self.device_id is None:
+            return {"device": "cpu"}
+        share = {} if self.decode_share is None else {"hw_decoder_load": self.decode_share}
+        return {"device": "mixed", **share}
 
     def _scaled(self, image: Any, size: Any) -> Any:
         dali = _import_dali()

@@ -190,4 +190,5 @@ def _create_loader(
         storage=storage,
         device_id=device.index if device.type == "cuda" else None,
         dont_use_mmap=data.dont_use_mmap,
+        decode_share=data.decode_share,
     )

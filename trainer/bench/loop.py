@@ -1,0 +1,160 @@
+"""The trainer around its step: its loop against a bare one, binary against dense and naive, a probe's cost."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import models  # noqa: F401  (registers the names)
+from trainer.assembly import build
+from trainer.bench.core import Bench, Goal, Row, Work, ratio
+from trainer.bench.loaders import torchvision_loader
+from trainer.bench.naive import make_naive
+from trainer.bench.networks import DENSE
+from trainer.config import load_config
+from trainer.data.prepare.digits import prepare_digits
+from trainer.events import log_indicators, log_training
+from trainer.feed import Feed
+from trainer.loop import train_step
+from trainer.run import Plan, Run
+
+FOREVER = ("train.epochs=1000000", "log.print_s=1000000", "tracking.enabled=false", "estimator.schedule=constant")
+"""Longer than anybody measures, at one power."""
+SMALL = ("model.name=resnet20_1w1a", "data.image_size=32", "data.synthetic.classes=10", "augment.crop=pad")
+
+
+def loop_rows(bench: Bench) -> Iterator[Row]:
+    """Chunks of the trainer's steps, with what its loop does around them, and of a bare loop's, on made-up images.
+
+    On a CPU ResNet-20 at 32 pixels, both sides eager; on a GPU ResNet-18 at 224, both compiled under autocast, the
+    trainer's batch being on the GPU as a decoder there leaves it.
+    """
+    chunk = 2 if bench.quick else 20
+    large = bench.is_cuda and not bench.quick
+    batch, name = (256, "resnet18_1w1a") if large else (32, "resnet20_1w1a")
+    big = (f"model.name={name}", "data.image_size=224", "train.precision=bf16", "train.compile=true")
+    with trainer("data.loader=synthetic", f"train.batch_size={batch}", *(big if large else SMALL)) as run:
+        first = run.feed.take()
+        if bench.is_cuda:
+            first = replace(first, images=first.images.to(bench.device))
+            run.feed = Feed(itertools.repeat(first), run.pulse)
+        # The bare loop keeps its batch at hand, so that only the trainer pays for its loader.
+        images, labels = run.pixels(first)
+        model = timm.create_model(name, estimator="reste", num_classes=10)
+        model = model.to(bench.device, memory_format=torch.channels_last)
+        forward = torch.compile(model, dynamic=False) if large else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, fused=True)
+
+        def bare() -> None:
+            for _ in range(chunk):
+                with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=large):
+                    logits = forward(images)
+                F.cross_entropy(logits.float(), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+        times = bench.race({"trainer": steps_of(run, chunk), "bare": bare})
+    where = f"{name}, {run.config.data.image_size} px, batch {batch}"
+    yield ratio(
+        "loop", "rate, the trainer's loop over a bare one", where, times["trainer"], times["bare"], Goal(0.97, 0.99)
+    )
+
+
+def trainer_rows(bench: Bench) -> Iterator[Row]:
+    """Whole training on the digits, read from files by our loader: binary, dense; and naive, read by a DataLoader."""
+    chunk, batch = (1, 8) if bench.quick else (10, 64)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as runs:
+        root = Path(folder) / "digits"
+        prepare_digits(root)
+        ours = (*SMALL, f"data.root={root}", f"train.batch_size={batch}", "data.workers=1", "data.prefetch=3")
+        bits = tuple(f"model.{name}={count}" for name, count in DENSE.items())
+        binary = runs.enter_context(trainer(*ours))
+        dense = runs.enter_context(trainer(*ours, *bits))
+        naive = naive_loop(root, batch, chunk, bench.device)
+        times = bench.race({"binary": steps_of(binary, chunk), "dense": steps_of(dense, chunk), "naive": naive})
+    where = f"resnet20 on digits, 32 px, batch {batch}, {binary.config.data.loader} loader"
+    yield ratio("trainer", "rate, binary over dense", where, times["binary"], times["dense"])
+    yield ratio("trainer", "rate, binary over a naive loop", where, times["binary"], times["naive"])
+
+
+def indicator_rows(bench: Bench) -> Iterator[Row]:
+    """A step with a probe of all indicators, its host read and its journal line, and a step without.
+
+    A ratio r is a cost of (r - 1) / 100 of the training at the default of one probe in 100 steps.
+    """
+    batch = 4 if bench.quick else 128
+    with trainer("data.loader=synthetic", f"train.batch_size={batch}", *SMALL) as run:
+        unprobed = replace(run.plan, indicators_every=0)
+
+        def step(plan: Plan) -> None:
+            run.plan = plan
+            indicators = train_step(run)
+            run.state.step += 1
+            if indicators:
+                log_indicators(run, indicators)
+
+        probed = replace(unprobed, indicators_every=1)
+        times = bench.race({"with": lambda: step(probed), "without": lambda: step(unprobed)})
+    where = f"resnet20, 32 px, batch {batch}"
+    yield ratio(
+        "indicators",
+        "time of a step with a probe / without",
+        where,
+        times["with"],
+        times["without"],
+        Goal(2.0, 1.5, "lower"),
+    )
+
+
+@contextmanager
+def trainer(*overrides: str) -> Iterator[Run]:
+    """An assembled run in a folder that goes when it does; what it has to say goes nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        with redirect_stdout(io.StringIO()):
+            run = build(load_config(None, [*FOREVER, f"run.dir={folder}", *overrides]))
+        try:
+            yield run
+        finally:
+            run.recorder.abandon()
+            run.close()
+
+
+def steps_of(run: Run, chunk: int) -> Work:
+    """So many steps of a run, with what the trainer's loop does around them."""
+
+    def work() -> None:
+        for _ in range(chunk):
+            train_step(run)
+            run.state.step += 1
+            run.recorder.tick(run.state.step)
+            run.stopper.agreed(run.state.step)
+        log_training(run)
+
+    return work
+
+
+def naive_loop(root: Path, batch: int, chunk: int, device: torch.device) -> Work:
+    """So many steps of the naive network, its images from a DataLoader."""
+    torch.manual_seed(0)
+    model = make_naive(timm.create_model("resnet20_1w1a", estimator="reste", num_classes=10)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    loader = torchvision_loader(root, batch, as_float=True, size=32)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def work() -> None:
+        for _ in range(chunk):
+            images, labels = (tensor.to(device) for tensor in next(batches))
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return work

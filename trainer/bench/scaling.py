@@ -1,0 +1,44 @@
+"""From one rank to two on this machine's CPU: the rate, what the exchange of gradients costs, and its bytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.bench.core import Bench, Goal, Row, ratio
+from trainer.errors import ConfigError
+
+RANKS = 2
+
+
+def scaling_rows(bench: Bench) -> Iterator[Row]:
+    """One rank alone, two without and two with the exchange, in turn in the same two processes, by the clock.
+
+    Each rank has its share of the cores. The network is eager and in float32, gloo carries the gradients.
+
+    Raises:
+        ConfigError: the ranks failed.
+    """
+    from trainer.distributed.elastic import start_ranks
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        options = json.dumps({"repeats": bench.repeats, "quick": bench.quick, "out": str(found)})
+        ended = start_ranks([sys.executable, "-m", "trainer.bench.ranks", options], RANKS)
+        if ended.codes or not found.exists():
+            raise ConfigError(
+                f"row scaling: {RANKS} ranks did not end well ({ended.traceback or ended.codes}): see above, or "
+                "leave the row out"
+            )
+        told = json.loads(found.read_text(encoding="utf-8"))
+    where, times = told["where"], told["times"]
+    yield ratio("scaling", f"rate of {RANKS} ranks over {RANKS} alone", where, times["exchanging"], times["alone"])
+    yield ratio("scaling", "rate with the exchange over without", where, times["exchanging"], times["apart"])
+    if told["sent"] is not None:
+        formula = [2 * (RANKS - 1) / RANKS * told["gradient_bytes"] / 2**20] * bench.repeats
+        sent = [count / 2**20 for count in told["sent"]]
+        what = "bytes a rank sends / 2(n-1)/n of the gradients'"
+        yield ratio("scaling", what, where, sent, formula, Goal(1.02, 1.005, "lower"), unit="MiB")
