@@ -143,6 +143,8 @@ def believed(config: Config, measured: Measured, given: Assumptions, mean: float
         + ("the loader keeps up" if given.loader_images_per_s is None else f"{given.loader_images_per_s:g} a second"),
         "left out: start, compilation, saves",
     ]
+    if config.data.image_size_schedule:
+        lines.append(f"beware: every epoch is taken to be at {config.data.image_size} pixels, not as scheduled")
     record = measured.record
     if record is not None:
         asked = (config.model.name, config.data.image_size, config.train.precision)
