@@ -61,22 +61,22 @@ def run(names: list[str], *, repeats: int, quick: bool, processor: bool, out: Pa
         if folder is not None:
             facts = suite.facts(bench, time.monotonic() - begun)
             write_json(folder / f"{name}.json", facts | {"rows": [asdict(row) for row in found]})
-    console.print(table(rows))
+    console.print(table(rows, judged=not quick))
     where = f"{device.type}, {bench.precision}, {repeats} rounds, {'processor' if processor else 'wall'} time"
     console.print(where + (", quick: not a measurement" if quick else ""), markup=False)
     if folder is not None:
         console.print(f"written to {folder}/", markup=False)
 
 
-def table(rows: list[Row]) -> Table:
-    """A line for each ratio."""
+def table(rows: list[Row], *, judged: bool) -> Table:
+    """A line for each ratio; whether it has reached its goal is told only of real sizes."""
     shown = Table("row", "what", "ratio", "spread", "must, aim", "reached", "ours", "other", "where")
     for row in rows:
         sign = "≥" if row.better == "higher" else "≤"
         goal = "-" if row.must is None else f"{sign} {row.must:g}, {row.aim:g}"
         figures = (f"{figure:.4g} {row.unit}" for figure in (row.ours, row.other))
         spread = f"{row.lowest:.2f} .. {row.highest:.2f}"
-        reached = f"[{COLORS[row.reached]}]{row.reached}[/]" if row.reached else "-"
+        reached = f"[{COLORS[row.reached]}]{row.reached}[/]" if row.reached and judged else "-"
         shown.add_row(row.row, row.what, f"{row.median:.3f}", spread, goal, reached, *figures, row.where)
     return shown
 

@@ -365,7 +365,7 @@ def bench(
     from launch import bench as view
 
     if data is not None:
-        view.sweep(data, repeats=repeats or 3, seconds=0.1 if quick else 2.0, out=out, keep=not quick)
+        view.sweep(data, repeats=repeats or 3, seconds=0.1 if quick else 4.0, out=out, keep=not quick)
         return
     view.run(rows or [], repeats=repeats or 7, quick=quick, processor=processor, out=out)
 

@@ -90,7 +90,7 @@ class Sweep:
         self._image_size = image_size
         self._loader: Literal["dali", "torchvision"] = "dali"
         index = load_index(root, "train")
-        self.batch = min(len(index), 128 if device.type == "cuda" else 64)
+        self.batch = min(len(index), 128 if device.type == "cuda" else 32)
         augment = datasets.augment(self._config({}))
         self._order = TrainOrder(index, augment, seed=0, batch_size=self.batch, drop_last=True)
         try:
