@@ -56,6 +56,12 @@ def test_the_network_and_its_groups_are_those_of_the_trainer() -> None:
         assert row["bytes_per_s"] == pytest.approx(115_000 * row["images_per_s"])
 
 
+def test_gradients_of_16_bits_are_half_as_long() -> None:
+    options = ("--gpus", "8", "--batches", "2048", "--images-per-s", "9000")
+    whole, half = (values(*options, *more)["batches"][0]["workload"] for more in ((), ("train.reduce_dtype=bf16",)))
+    assert half["gradient_bytes"] == whole["gradient_bytes"] / 2
+
+
 def test_options_are_what_is_computed_with() -> None:
     base = ("--gpus", "16", "--batches", "512", "--images-per-s", "5000")
     [usual] = values(*base)["batches"][0]["predictions"]

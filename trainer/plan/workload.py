@@ -71,7 +71,7 @@ def workload(config: Config, data: Data) -> Workload:
     end = min(total, config.train.max_steps or total)
     every = duration_steps(config.eval.every, steps, total)
     return Workload(
-        gradient_bytes=(8 if config.train.precision == "fp64" else 4) * sum(p.numel() for p in trained),
+        gradient_bytes=_gradient_width(config) * sum(p.numel() for p in trained),
         channels=tuple(norms),
         # As `trainer.ranks.check_smallest_batch` has it.
         least_images=2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1,
@@ -84,6 +84,13 @@ def workload(config: Config, data: Data) -> Workload:
         drop_last=config.train.drop_last,
         bytes_per_image=data.bytes_per_image,
     )
+
+
+def _gradient_width(config: Config) -> int:
+    """Bytes of one number of a gradient on its way between ranks."""
+    if config.train.reduce_dtype != "full":
+        return 2
+    return 8 if config.train.precision == "fp64" else 4
 
 
 def with_batch(config: Config, batch_size: int) -> Config:
