@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +89,12 @@ def run(
     config = load_config(path, overrides)
     many = counts(gpus)
     data = describe_data(config, bytes_per_image)
-    # What it would warn of is a remark here, made for every number of devices.
-    logging.getLogger("trainer.distributed.batchnorm").setLevel(logging.ERROR)
-    found = []
-    for size in batch_sizes(batches, config, data):
-        changed = with_batch(config, size)
-        found.append(
-            predict_batch(changed, workload(changed, data), measured, given, many, within_s=3600 * within_hours)
-        )
+    with no_warnings_of_groups():
+        found = []
+        for size in batch_sizes(batches, config, data):
+            changed = with_batch(config, size)
+            work = workload(changed, data)
+            found.append(predict_batch(changed, work, measured, given, many, within_s=3600 * within_hours))
     if as_json:
         print(json.dumps(as_values(found, measured, given, data.source)))
         return
@@ -106,6 +106,18 @@ def run(
         console.print(f"  {line}", markup=False)
     for batch in found:
         print_batch(console, batch, measured)
+
+
+@contextmanager
+def no_warnings_of_groups() -> Iterator[None]:
+    """What batch norm would warn of is a remark here, made for every number of devices."""
+    log = logging.getLogger("trainer.distributed.batchnorm")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def as_values(batches: list[Batch], measured: Measured, given: Assumptions, source: str) -> dict[str, Any]:
