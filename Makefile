@@ -41,8 +41,8 @@ cluster-test: install ## trainings on a real SLURM: two nodes, started on this m
 	  else echo "programs are missing: as root, apt-get install slurm-wlm munge iproute2"; exit 1; fi; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-soak: install ## a run under forty faults, started again after each, against a quiet one (about half an hour)
-	$(BIN)/python -m pytest -m soak -s tests/soak
+soak: install ## a run under forty faults, started again after each, against a quiet one; ten kills; memory of 10,000 steps (about an hour)
+	$(BIN)/python -m pytest -m soak -s tests/soak tests/integration/test_resume.py
 
 lint: install ## style, types, formatting
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
         assert torch.load(run / final / "engine.pt", weights_only=True)["scaler"]["scale"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path, digits: Path) -> None:
     busy = (f"train.max_steps={2 * STEPS}", "checkpoint.every=1", "train.batch_size=16", "log.indicators_every=0")
