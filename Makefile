@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow soak test-gpu cluster-test lint format bench clean
+.PHONY: help install quickstart test test-slow soak test-gpu cluster-test browser-test lint format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,11 +23,12 @@ quickstart: install ## prepare the embedded digits, train a binary ResNet-20 on 
 	$(BIN)/reste prepare digits data/digits
 	$(BIN)/reste train configs/quickstart.yaml --nproc 2
 
-test: install ## the tests a change must pass (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu and not cluster and not soak"
+test: install ## the tests a change must pass (16 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu and not cluster and not browser and not soak"
 
 test-slow: install ## longer runs: kills, whole trainings
-	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not alone and not gpu and not cluster and not browser"
+	$(BIN)/python -m pytest -m "slow and alone and not gpu and not cluster and not browser"
 
 test-gpu: install ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -40,6 +41,13 @@ cluster-test: install ## trainings on a real SLURM: two nodes, started on this m
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge iproute2; \
 	  else echo "programs are missing: as root, apt-get install slurm-wlm munge iproute2"; exit 1; fi; fi
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+browser-test: install ## the report in a headless Chromium without network (installs chromium as root)
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; \
+	  else echo "a browser is missing: as root, apt-get install chromium"; exit 1; fi; fi
+	$(BIN)/python -m pytest -m browser tests/browser
 
 soak: install ## a run under forty faults, started again after each, against a quiet one; ten kills; memory of 10,000 steps (about an hour)
 	$(BIN)/python -m pytest -m soak -s tests/soak tests/integration/test_resume.py

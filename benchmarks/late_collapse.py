@@ -19,9 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from studies import about, series, spread, train, write_record
+from studies import REFERENCE, about, series, show, spread, train, write_record
 
 from reste import binary_layers
 from trainer import checkpoint, checkpoints
@@ -29,12 +27,6 @@ from trainer.config import load_config
 from trainer.network import create_network
 
 CONFIG = "configs/base.yaml"
-REFERENCE = (
-    "model.numerics=reference",
-    "optim.no_decay=[]",
-    "optim.granularity=epoch",
-    "estimator.granularity=epoch",
-)
 CASES: dict[str, tuple[str, ...]] = {
     "official recipe": REFERENCE,
     "default": (),
@@ -85,7 +77,7 @@ def main(
         for future in started:
             future.result()
     rows = [row(folder, case, list(chosen[case]), names[case]) for case in chosen]
-    show(rows)
+    show(rows, ("best_top1", "final_top1", "lost_since_best", "lowest_train_loss", "final_train_loss"))
     if record is not None:
         what = f"top-1 in percent of resnet20_1w1a on the icons at {image_size} pixels, {epochs} epochs, o_end 3"
         write_record(
@@ -131,15 +123,6 @@ def flipped(run: Path, *, since_start: bool = False) -> float:
         then = network.state_dict()
     changed = torch.cat([((then[name] >= 0) != (now[name] >= 0)).flatten() for name in names])
     return round(100 * changed.double().mean().item(), 3)
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table."""
-    columns = ("best_top1", "final_top1", "lost_since_best", "lowest_train_loss", "final_train_loss")
-    table = Table("case", *(name.replace("_", " ") for name in columns))
-    for each in rows:
-        table.add_row(each["case"], *(f"{each[name]['mean']:.2f} +- {each[name]['std']:.2f}" for name in columns))
-    Console().print(table)
 
 
 if __name__ == "__main__":

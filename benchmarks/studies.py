@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from trainer.tracking.journal import read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "RESTE_")
+REFERENCE = (
+    "model.numerics=reference",
+    "optim.no_decay=[]",
+    "optim.granularity=epoch",
+    "estimator.granularity=epoch",
+)
+"""The official recipe's choices, as overrides of this project's defaults."""
 PLACES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -59,6 +68,14 @@ def spread(values: list[float], digits: int = 2) -> dict[str, Any]:
         "std": round(deviation, digits),
         "runs": [round(v, digits) for v in values],
     }
+
+
+def show(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print a line for each row: its case, then mean and deviation of every column, which are `spread`s."""
+    table = Table("case", *(name.replace("_", " ") for name in columns))
+    for each in rows:
+        table.add_row(each["case"], *(f"{each[name]['mean']:.2f} +- {each[name]['std']:.2f}" for name in columns))
+    Console().print(table)
 
 
 def about(folder: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 slurm_app = typer.Typer(no_args_is_help=True, help="Jobs of SLURM that save in time, are queued again and go on.")
 
-_NO_OPTIONS_OF_THE_JOB = ("config", "overrides", "more", "engine", "site", "out")
+_NO_OPTIONS_OF_THE_JOB = ("config", "overrides", "case", "seeds", "more", "engine", "site", "out")
 
 
 def job(
@@ -18,6 +18,11 @@ def job(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.", show_default=False)
     ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: KEY=VALUE ...'", help="Of `reste study runs`: an array of its runs; repeat it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs for each case.")] = 1,
     nodes: Annotated[int | None, typer.Option(help="Machines; 1 by default.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="One rank for each; 0 on nodes without GPUs.")] = None,
     ranks_per_node: Annotated[int | None, typer.Option(help="Where that is not one for each GPU.")] = None,
@@ -52,9 +57,9 @@ def job(
     options = load_options(given, site)
     values = [*(overrides or []), *(more or []), *([f"engine={engine}"] if engine else [])]
     if ctx.command.name == "render":
-        batch.write(batch.render(config, values, options), out)
+        batch.write(batch.render(config, values, options, cases=case or [], seeds=seeds), out)
     else:
-        batch.submit(config, values, options, out)
+        batch.submit(config, values, options, cases=case or [], seeds=seeds, out=out)
 
 
 _SITE = """
@@ -72,5 +77,6 @@ slurm_app.command(
     "submit",
     help="Submit that script; it is kept with its output in `slurm/` of the run's folder." + _SITE,
     epilog="Example: `reste slurm submit configs/imagenet/resnet18_reste.yaml data.root=/data/imagenet --nodes 8 "
-    "--gpus-per-node 8 --time 24:00:00`.",
+    "--gpus-per-node 8 --time 24:00:00`. Of a study: `... --seeds 3 --case 'published:' "
+    "--case 'steep: estimator.o_end=5'`.",
 )(job)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from trainer.config import Count, Group, schema_keys
+from trainer.config import schema_keys
+from trainer.config_schema import Count, Group
 from trainer.config_source import ConfigSource, describe_errors, read_source
 from trainer.errors import ConfigError
 

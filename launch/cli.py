@@ -9,8 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from launch.batch_cli import slurm_app
+from launch.bench_cli import bench
+from launch.card_cli import card
+from launch.export_cli import export
 from launch.plan_cli import plan
-from trainer.errors import ConfigError, UserError
+from launch.prepare_cli import prepare_app
+from launch.registry_cli import promote, register
+from launch.report_cli import report
+from launch.study_cli import study_app
+from launch.words import Nproc, Overrides, Uri
+from trainer.errors import UserError
 from trainer.secrets import redact
 
 app = typer.Typer(
@@ -21,27 +29,13 @@ app = typer.Typer(
     help="Train binary neural networks on ImageNet with the ReSTE estimator, on one device or many.",
     epilog="First steps: `reste prepare digits data/digits`, then `reste train configs/quickstart.yaml --nproc 2`.",
 )
-prepare_app = typer.Typer(no_args_is_help=True, help="Make a data set ready: verify every image, write the index.")
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
 ckpt_app = typer.Typer(no_args_is_help=True, help="Checkpoints.")
-study_app = typer.Typer(no_args_is_help=True, help="Questions that take several trainings to answer.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(study_app, name="study")
 app.add_typer(slurm_app, name="slurm")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
-app.command("plan")(plan)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides, e.g. `train.epochs=10 optim.lr=0.05`.", show_default=False
-    ),
-]
-Nproc = Annotated[
-    int | None,
-    typer.Option("--nproc", min=1, help="Ranks to start on this machine; all GPUs by default, one process on a CPU."),
-]
 
 
 @app.command()
@@ -83,20 +77,35 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint, a run folder (its best checkpoint), or models:/NAME@ALIAS.")
+    ],
     data: Annotated[Path | None, typer.Option("--data", help="Data root; the run's own by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Global batch size; changes nothing but speed.")] = None,
     loader: Annotated[str | None, typer.Option(help="dali or torchvision; the run's own by default.")] = None,
     weights: Annotated[str, typer.Option(help="auto (the moving average if there is one), model or ema.")] = "auto",
+    uri: Uri = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     nproc: Nproc = None,
 ) -> None:
-    """Exact top-1, top-5 and loss of a checkpoint on a validation split, in integer counts over every image."""
+    """Exact top-1, top-5 and loss of a checkpoint or a registered model on a validation split.
+
+    Integer counts over every image, the same for any number of ranks and any batch size.
+
+    Examples: `reste evaluate runs/digits`, `reste evaluate models:/digits@champion --data data/digits`.
+    """
     from launch import local
 
     raise typer.Exit(
         local.evaluate(
-            checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=json, nproc=nproc
+            checkpoint,
+            data,
+            batch_size=batch_size,
+            loader=loader,
+            weights=weights,
+            uri=uri,
+            as_json=json,
+            nproc=nproc,
         )
     )
 
@@ -127,13 +136,15 @@ def summary(
     activation_bits: Annotated[int, typer.Option(help="1 or 32.")] = 1,
     num_classes: Annotated[int | None, typer.Option(help="The model's own by default.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
-    list_models: Annotated[bool, typer.Option("--list", help="List the binary models.")] = False,
+    list_models: Annotated[
+        bool, typer.Option("--list", help="List binary models, estimators, quantisers and scalings.")
+    ] = False,
 ) -> None:
     """Bits, parameters, memory and multiply-accumulates of a model, by precision and layer."""
     from launch import summary as view
 
     if list_models or model is None:
-        view.print_models()
+        view.print_names()
         return
     view.print_summary(
         model,
@@ -150,118 +161,6 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/dig
     from launch.status import print_status
 
     print_status(run)
-
-
-@prepare_app.callback(invoke_without_command=True)
-def prepare_callback(
-    verify: Annotated[
-        Path | None, typer.Option("--verify", metavar="ROOT", help="Short for `reste prepare verify ROOT`.")
-    ] = None,
-) -> None:
-    """Make a data set ready: verify every image, write the index."""
-    if verify is not None:
-        from launch import prepare
-
-        prepare.verify(verify, workers=None, as_json=False)
-        raise typer.Exit
-
-
-@prepare_app.command("verify")
-def prepare_verify_command(
-    root: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Read every byte of a data set again, compare it with the index, decode every image; name what is damaged.
-
-    Exit codes: 0 all is as it was prepared, 3 something is not.
-    """
-    from launch import prepare
-
-    prepare.verify(root, workers=workers, as_json=json)
-
-
-@prepare_app.command("digits")
-def prepare_digits_command(
-    root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/digits"),
-) -> None:
-    """1,797 real handwritten digits as 32-pixel JPEGs in train and val folders; needs no download."""
-    from launch import prepare
-
-    prepare.digits(root)
-
-
-@prepare_app.command("folder")
-def prepare_folder_command(
-    root: Annotated[Path, typer.Argument(help="Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG (or a flat val/).")],
-    val_labels: Annotated[
-        Path | None,
-        typer.Option(help="For a flat val/: lines `name label`, or Kaggle's csv. Found by itself in ROOT."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and list them.")] = False,
-) -> None:
-    """Verify every image of a folder tree and write its index, in place; goes on where it was interrupted."""
-    from launch import prepare
-
-    prepare.folder(root, val_labels=val_labels, workers=workers, skip_bad=skip_bad)
-
-
-Form = Annotated[str, typer.Option("--format", help="folder (a file per image) or shards (tar files).")]
-
-
-@prepare_app.command("imagenet")
-def prepare_imagenet_command(
-    source: Annotated[Path, typer.Argument(help="Holds the official tars, Kaggle's folders, shards or a tree.")],
-    root: Annotated[Path, typer.Argument(help="Folder to make.")],
-    layout: Annotated[
-        str | None, typer.Option(help="official, kaggle, webdataset or tree; told by what is there by default.")
-    ] = None,
-    form: Form = "folder",
-    max_side: Annotated[int | None, typer.Option(min=1, help="Shrink images to this longer side, in pixels.")] = None,
-    expect: Annotated[str, typer.Option(help="imagenet (its checksums and counts) or any.")] = "imagenet",
-    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a tar file, for shards.")] = 1024,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoders at work; all cores by default.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and list them.")] = False,
-) -> None:
-    """ImageNet from its archives, Kaggle, WebDataset shards or a tree; verified, goes on where it was interrupted."""
-    from launch import prepare
-
-    _choice("--layout", layout, None, "official", "kaggle", "webdataset", "tree")
-    _choice("--format", form, "folder", "shards")
-    _choice("--expect", expect, "imagenet", "any")
-    prepare.imagenet(
-        source,
-        root,
-        layout=layout,
-        form=form,
-        max_side=max_side,
-        expect=expect,
-        shard_mib=shard_mib,
-        workers=workers,
-        skip_bad=skip_bad,
-    )
-
-
-@prepare_app.command("cifar10")
-def prepare_cifar10_command(
-    source: Annotated[Path, typer.Argument(help="cifar-10-python.tar.gz, or the folder it unpacks to.")],
-    root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/cifar10"),
-    form: Form = "folder",
-    expect: Annotated[str, typer.Option(help="cifar10 (its checksum and counts) or any.")] = "cifar10",
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads at work; one per core by default.")] = None,
-) -> None:
-    """CIFAR-10 from the official archive as lossless PNG files; goes on where it was interrupted."""
-    from launch import prepare
-
-    _choice("--format", form, "folder", "shards")
-    _choice("--expect", expect, "cifar10", "any")
-    prepare.cifar10(source, root, form=form, expect=expect, workers=workers)
-
-
-def _choice(option: str, value: str | None, *allowed: str | None) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{option} {value} is none of {', '.join(filter(None, allowed))}: choose one of them")
 
 
 @ckpt_app.command("convert")
@@ -327,69 +226,13 @@ def track_sync(
     typer.echo(f"{report.points} points sent to {report.uri}, run {report.run_id}")
 
 
-@app.command()
-def bench(
-    rows: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[ROW]...",
-            help="estimator, layer, step, memory, loader, loop, trainer, indicators, scaling; all by default.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="ROOT", help="With `loader`: search the best settings for this prepared data set."
-        ),
-    ] = None,
-    repeats: Annotated[int | None, typer.Option(min=1, help="Measured rounds; 7, or 3 with --data.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: to see that it runs.")] = False,
-    processor: Annotated[
-        bool, typer.Option("--processor", help="Processors' time, for machines that others use too.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures; `benchmarks/records/DATE_HARDWARE` by default.")
-    ] = None,
-) -> None:
-    """Speed and memory of this machine as ratios of two things measured side by side, with their spread.
-
-    `reste bench loader --data ROOT` tries numbers of threads, depths of prefetching and, on a GPU, shares of its
-    decoder unit, and writes the best into this user's site file, which every later run here reads beneath its
-    configuration.
-
-    Examples: `reste bench`, `reste bench estimator step --repeats 9`, `reste bench loader --data /data/imagenet`.
-    """
-    if data is not None and rows != ["loader"]:
-        raise ConfigError("--data is for the search of loader settings: write reste bench loader --data ROOT")
-    from launch import bench as view
-
-    if data is not None:
-        view.sweep(data, repeats=repeats or 3, seconds=0.1 if quick else 4.0, out=out, keep=not quick)
-        return
-    view.run(rows or [], repeats=repeats or 7, quick=quick, processor=processor, out=out)
-
-
-@study_app.command("equilibrium")
-def study_equilibrium(
-    config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/equilibrium.yaml.")],
-    o_end: Annotated[str, typer.Option("--o-end", help="Last powers, e.g. 1,1.5,2,3.")],
-    overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs for each power; seeds count up from the config's.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Folder; `NAME-equilibrium` in `run.dir` by default.")] = None,
-    nproc: Nproc = None,
-) -> None:
-    """Train once for each last power; draw estimating error against gradient instability, and accuracy.
-
-    Each training is an ordinary run. Start the same command again to go on where it was interrupted.
-
-    Exit codes: those of `reste train`.
-
-    Example: `reste study equilibrium configs/equilibrium.yaml --o-end 1,2,3`.
-    """
-    from launch import study
-
-    raise typer.Exit(study.equilibrium(config, overrides or [], o_end=o_end, seeds=seeds, out=out, nproc=nproc))
+app.command("plan")(plan)
+app.command("bench")(bench)
+app.command("register")(register)
+app.command("promote")(promote)
+app.command("export")(export)
+app.command("report")(report)
+app.command("card")(card)
 
 
 def main() -> Any:

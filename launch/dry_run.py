@@ -14,16 +14,18 @@ from rich.table import Table
 from models import summarize
 from trainer import schedule
 from trainer.assembly import make_plan
-from trainer.config import Config, load_config
+from trainer.config import Config
 from trainer.data import datasets
 from trainer.data.order import part
 from trainer.distributed.deepspeed_settings import deepspeed_settings
 from trainer.distributed.environment import Environment
 from trainer.errors import DataError
 from trainer.network import check_image_sizes, instantiate
-from trainer.ranks import batchnorm_ranks, check_ranks
+from trainer.ranks import batchnorm_ranks, check_ranks, missing_images
 from trainer.run import Plan
 from trainer.site import told
+from trainer.staged import rehearse
+from trainer.stages import load_training
 
 
 def print_plan(path: Path, overrides: list[str], world: int) -> None:
@@ -37,12 +39,22 @@ def print_plan(path: Path, overrides: list[str], world: int) -> None:
     Raises:
         ConfigError: the configuration, the model or the batch is wrong.
     """
-    config = load_config(path, overrides)
+    training = load_training(path, overrides)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(config.to_yaml().rstrip(), markup=False)
-    table = Table(title="plan", title_justify="left", show_header=False)
+    console.print(training.config.to_yaml().rstrip(), markup=False)
     site = told(path, overrides)
-    rows = plan_rows(config, world) + ([("site file", site)] if site else [])
+    last = [("site file", site)] if site else []
+    if not training.stages:
+        _print_table(console, "plan", plan_rows(training.config, world) + last)
+        return
+    rehearse(training)
+    for number, stage in enumerate(training.stages, 1):
+        title = f"plan of stage {number} of {len(training.stages)}: {stage.name}"
+        _print_table(console, title, plan_rows(stage.config, world) + last)
+
+
+def _print_table(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
@@ -54,6 +66,7 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     train, val, classes, source = _sizes(config)
     rows = [("data", source), ("model", _model(config, classes)), ("batch", _batch(config, world))]
     rows.append(("batch norm", _batchnorm(config, world)))
+    rows += _from_others(config)
     if config.data.image_size_schedule:
         rows.append(("image sizes", _image_sizes(config)))
     if train:
@@ -84,7 +97,7 @@ def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
 
 def _model(config: Config, classes: int | None) -> str:
     count = config.model.num_classes or classes or 1000
-    model = instantiate(config.model, config.estimator, count)
+    model = instantiate(config, count)
     check_image_sizes(config, model)
     found = summarize(model, config.data.image_size)
     return (
@@ -109,7 +122,22 @@ def _batchnorm(config: Config, world: int) -> str:
     _, micro = part(0, config.train.batch_size, 0, config.train.accumulation)
     if size == 1:
         return f"each rank its own statistics, over about {micro // world} images"
-    return f"{world // size} group{'s' if world > size else ''} of {size} ranks, {micro * size // world} images each"
+    groups = f"{world // size} group{'s' if world > size else ''} of {size} ranks, {micro * size // world} images each"
+    missing = missing_images(config, size, world)
+    return f"{groups} ({missing})" if missing else groups
+
+
+def _from_others(config: Config) -> list[tuple[str, str]]:
+    """What a network has from another one: its first weights, its teacher."""
+    rows = []
+    if config.model.init is not None:
+        how = f" by {config.model.transfer}" if config.model.transfer else ""
+        rows.append(("weights", f"from {config.model.init} ({config.model.init_at} checkpoint){how}"))
+    if config.distill.teacher is not None:
+        d = config.distill
+        loss = f"{d.labels:g} labels + {d.weight:g} answers at temperature {d.temperature:g}"
+        rows.append(("teacher", f"{d.teacher}: {loss}" + (f" + {d.attention:g} attention" if d.attention else "")))
+    return rows
 
 
 def _image_sizes(config: Config) -> str:

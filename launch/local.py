@@ -16,6 +16,7 @@ from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPP
 from trainer.failures import is_hearsay, note_failure
 from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
+from trainer.stages import load_training
 from trainer.tracking.status import read_status
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def world_size(nproc: int | None) -> int:
 
 def train(path: Path, overrides: list[str], nproc: int | None) -> int:
     """Train here or in ranks started from here; returns the exit code of `reste train`."""
-    config = load_config(path, overrides)
+    config = load_training(path, overrides).config
     return _start(lambda: _rank_train(path, overrides), nproc, config)
 
 
@@ -63,12 +64,13 @@ def _rank_train(path: Path, overrides: list[str]) -> int:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     data: Path | None,
     *,
     batch_size: int | None,
     loader: str | None,
     weights: str,
+    uri: str | None,
     as_json: bool,
     nproc: int | None,
 ) -> int:
@@ -77,7 +79,9 @@ def evaluate(
     def rank() -> int:
         from trainer.evaluate_checkpoint import run_rank
 
-        return run_rank(checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, as_json=as_json)
+        return run_rank(
+            checkpoint, data, batch_size=batch_size, loader=loader, weights=weights, uri=uri, as_json=as_json
+        )
 
     return _start(rank, nproc, None)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +86,11 @@ def run(
     config = load_config(path, overrides)
     many = counts(gpus)
     data = describe_data(config, bytes_per_image)
-    with no_warnings_of_groups():
-        found = []
-        for size in batch_sizes(batches, config, data):
-            changed = with_batch(config, size)
-            work = workload(changed, data)
-            found.append(predict_batch(changed, work, measured, given, many, within_s=3600 * within_hours))
+    found = []
+    for size in batch_sizes(batches, config, data):
+        changed = with_batch(config, size)
+        work = workload(changed, data)
+        found.append(predict_batch(changed, work, measured, given, many, within_s=3600 * within_hours))
     if as_json:
         print(json.dumps(as_values(found, measured, given, data.source)))
         return
@@ -106,18 +102,6 @@ def run(
         console.print(f"  {line}", markup=False)
     for batch in found:
         print_batch(console, batch, measured)
-
-
-@contextmanager
-def no_warnings_of_groups() -> Iterator[None]:
-    """What batch norm would warn of is a remark here, made for every number of devices."""
-    log = logging.getLogger("trainer.distributed.batchnorm")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def as_values(batches: list[Batch], measured: Measured, given: Assumptions, source: str) -> dict[str, Any]:
@@ -156,7 +140,11 @@ def believed(config: Config, measured: Measured, given: Assumptions, mean: float
         "left out: start, compilation, saves",
     ]
     if config.data.image_size_schedule:
-        lines.append(f"beware: every epoch is taken to be at {config.data.image_size} pixels, not as scheduled")
+        sizes, epochs = config.image_sizes, config.train.epochs
+        lines.append(
+            f"images grow, {sizes.words(epochs)}: an image of fewer pixels takes as much less time, its loading none; "
+            f"step and epoch below are for {config.data.image_size} px, the run is as scheduled"
+        )
     record = measured.record
     if record is not None:
         asked = (config.model.name, config.data.image_size, config.train.precision)

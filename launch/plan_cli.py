@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
+from launch.words import Overrides
+
 MEASURED = "What was measured"
 BELIEVED = "What is assumed"
 
 
 def plan(
     config: Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/imagenet/resnet18_reste.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. `train.epochs=90`.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     gpus: Annotated[
         str, typer.Option(help="Numbers of devices: 8, 8,16,24 or 8..4096 (each twice the last).")
     ] = "1..64",

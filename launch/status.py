@@ -8,6 +8,7 @@ from rich.console import Console
 
 from trainer.errors import DataError
 from trainer.tracking.progress import format_duration
+from trainer.tracking.staging import stage_names
 from trainer.tracking.status import read_status
 
 
@@ -25,6 +26,10 @@ def print_status(run: Path) -> None:
     if state == "running" and not status.alive():
         state = "gone: its process ended without a word; start it again to go on from the last checkpoint"
     console.print(f"{run}: {state}", markup=False)
+    if status.stage is not None:
+        names = stage_names(run)
+        place = f", {names.index(status.stage) + 1} of {len(names)}" if status.stage in names else ""
+        console.print(f"stage       {status.stage}{place}", markup=False)
     console.print(f"step        {status.step} of {status.total_steps}, epoch {status.epoch}")
     if status.alive() and status.eta_s is not None:
         console.print(f"to go       {format_duration(status.eta_s)}")

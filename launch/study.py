@@ -1,15 +1,16 @@
-"""`reste study`: the trainings of a study, what they came to, and where that is written."""
+"""What the screens of `reste study` share: training what is not trained yet, one MLflow run above all of it."""
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Generic
 
 from rich.console import Console
-from rich.table import Table
 
 from launch import local
 from launch.children import Children
@@ -17,85 +18,143 @@ from launch.prepare import progress
 from trainer.data.datasets import open_datasets
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED, ConfigError, UserError
 from trainer.logs import speak_plainly
-from trainer.study.equilibrium import (
-    Point,
-    Reading,
-    Sweep,
-    is_finished,
-    label,
-    parse_powers,
-    plan_sweep,
-    read,
-    write_table,
-)
-from trainer.study.figure import by_power, draw, error, instability
+from trainer.secrets import redact
+from trainer.study.sweep import P, Point, Sweep, is_finished
 from trainer.tracking.mlflow_sink import EndStatus
 from trainer.tracking.parent import ParentRun
 from trainer.tracking.status import read_status
 from trainer.tracking.sync import flatten
 
 
-def equilibrium(
-    path: Path, overrides: list[str], *, o_end: str, seeds: int, out: Path | None, nproc: int | None
-) -> int:
-    """Train what is not trained yet, then write table and figure; returns the exit code of `reste study`.
+@dataclass(frozen=True, kw_only=True)
+class Screen(Generic[P]):
+    """What is particular to one kind of study.
+
+    Attributes:
+        name: of the kind.
+        params: what of the command line belongs to the study alone.
+        artifacts: the files that it ends with.
+        describe: a finished training in one line.
+        report: writes the files and prints what the finished trainings came to.
+        goes_on: whether a training that fails leaves the others to be trained; the study fails all the same.
+        trains: whether to train at all.
+    """
+
+    name: str
+    params: Mapping[str, object]
+    artifacts: tuple[Path, ...]
+    describe: Callable[[P], str]
+    report: Callable[[Sequence[P], Console], None]
+    goes_on: bool = False
+    trains: bool = True
+
+
+def ranks_of_runs(nproc: int | None) -> int:
+    """How many ranks each training has.
 
     Raises:
-        UserError: the study cannot begin, or one of its trainings failed (with that one's exit code).
+        ConfigError: this process is itself a rank, or there are fewer GPUs.
     """
     if local.is_rank():
         raise ConfigError("a study starts the ranks of its runs: start it without torchrun or srun, with --nproc")
     ranks = local.world_size(nproc)
     speak_plainly(0)
-    sweep = plan_sweep(path, overrides, parse_powers(o_end), seeds, out)
+    return ranks
+
+
+def carry_out(sweep: Sweep[P], screen: Screen[P], ranks: int) -> int:
+    """Train what is not trained yet, then report; returns the exit code of `reste study`.
+
+    Raises:
+        UserError: the study cannot begin, or a training failed (with the exit code of the first that did).
+    """
     missing = [point for point in sweep.points if not is_finished(sweep, point)]
-    open_datasets(sweep.config)  # so that data that is missing or damaged leaves nothing behind
+    if screen.trains:
+        for config in {c.data.model_dump_json(): c for c in map(sweep.configuration, sweep.points)}.values():
+            open_datasets(config)  # so that data that is missing or damaged leaves nothing behind
+    elif len(missing) == len(sweep.points):
+        raise ConfigError(f"no run in {sweep.directory} is finished: there is nothing to report")
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{count(len(sweep.points), 'run')}, {len(missing)} to train; files in {sweep.directory}", markup=False
     )
-    parent = create_parent(sweep, o_end, seeds) if sweep.config.tracking.enabled else None
+    parent = create_parent(sweep, screen) if sweep.config.tracking.enabled else None
     status: EndStatus = "FAILED"
     try:
         run_id = None if parent is None else parent.begin()
-        status = train_all(sweep, missing, run_id, ranks, console)
-        if status == "FINISHED":
-            report(sweep, console)
+        if screen.trains and not train_all(sweep, screen, missing, run_id, ranks, console):
+            status = "KILLED"
+            return EXIT_STOPPED
+        status = finish(sweep, screen, console)
     finally:
         if parent is not None:
-            parent.end(status)
-    return EXIT_FINISHED if status == "FINISHED" else EXIT_STOPPED
+            parent.end(status, sweep.folders)
+    return EXIT_FINISHED
 
 
-def create_parent(sweep: Sweep, o_end: str, seeds: int) -> ParentRun:
+def create_parent(sweep: Sweep[P], screen: Screen[P]) -> ParentRun:
     """The MLflow run of the whole study."""
     return ParentRun(
         sweep.directory,
         uri=sweep.uri,
         experiment=sweep.config.tracking.experiment,
-        params=flatten({**sweep.config.model_dump(mode="json"), "study": {"o_end": o_end, "seeds": seeds}}),
-        tags={"study": "equilibrium"},
-        artifacts=(sweep.table, sweep.figure),
+        params=flatten({**sweep.config.model_dump(mode="json"), "study": screen.params}),
+        tags={"study": screen.name},
+        artifacts=screen.artifacts,
     )
 
 
-def train_all(sweep: Sweep, missing: list[Point], parent: str | None, ranks: int, console: Console) -> EndStatus:
-    """Train one after the other, with the steps of all of them as progress; how the study ended."""
+def train_all(
+    sweep: Sweep[P], screen: Screen[P], missing: list[P], parent: str | None, ranks: int, console: Console
+) -> bool:
+    """Train one after the other, with the steps of all of them as progress; False if a signal has ended that.
+
+    Raises:
+        UserError: a training failed; where the screen goes on, once the others are trained and reported.
+    """
     children = Children()
-    with progress("equilibrium, steps") as advance, children.listening():
+    failed: list[tuple[P, UserError]] = []
+    with progress(f"{screen.name}, steps") as advance, children.listening():
         for done, point in enumerate(missing):
-            arguments = ["train", str(sweep.path), *point.overrides, "--nproc", str(ranks)]
+            arguments = ["train", str(sweep.path), *sweep.overrides(point), "--nproc", str(ranks)]
             if parent is not None:
                 arguments.append(f'tracking.parent="{parent}"')  # quoted: an id of digits alone is text too
             log = sweep.directory / "logs" / f"{point.name}.txt"
             code = children.run(arguments, log, watch(sweep.folder(point), done, len(missing), advance))
             if children.stopped or code == EXIT_STOPPED:
                 console.print("stopped on request: start the same command again to go on")
-                return "KILLED"
-            if code != EXIT_FINISHED:
-                raise failure(point, code, log)
-            console.print(describe(read(sweep, point)), markup=False)
-    return "FINISHED"
+                return False
+            if code == EXIT_FINISHED:
+                console.print(screen.describe(point), markup=False)
+                continue
+            failed.append((point, failure(point, code, log)))
+            if not screen.goes_on:
+                break
+            console.print(redact(f"{failed[-1][1]}\n  alone: {shlex.join(['reste', *arguments])}"), markup=False)
+    if failed and screen.goes_on:
+        finish(sweep, screen, console)
+    if failed:
+        raise first_of(failed, screen)
+    return True
+
+
+def finish(sweep: Sweep[P], screen: Screen[P], console: Console) -> EndStatus:
+    """Report the trainings that are finished, if any; how the study ended with them."""
+    finished = [point for point in sweep.points if is_finished(sweep, point)]
+    if finished:
+        screen.report(finished, console)
+    return "FINISHED" if len(finished) == len(sweep.points) else "KILLED"
+
+
+def first_of(failed: Sequence[tuple[P, UserError]], screen: Screen[P]) -> UserError:
+    """One line for all that failed, with the exit code of the first."""
+    error = failed[0][1]
+    if screen.goes_on:
+        names = ", ".join(point.name for point, _ in failed)
+        told = f"{count(len(failed), 'run')} failed: {names}; start the same command again to train what is missing"
+        code, error = error.exit_code, UserError(f"{told}. {error}")
+        error.exit_code = code
+    return error
 
 
 def watch(folder: Path, done: int, runs: int, advance: Callable[[int, int], None]) -> Callable[[], None]:
@@ -120,33 +179,6 @@ def failure(point: Point, code: int, log: Path) -> UserError:
     return error
 
 
-def describe(reading: Reading) -> str:
-    """A training in one line."""
-    return (
-        f"o_end {label(reading.point.o_end)}, seed {reading.point.seed}: top-1 {reading.top1:.2f} %, "
-        f"estimating error {error(reading):.4g}, gradient instability {instability(reading):.4g}"
-    )
-
-
-def report(sweep: Sweep, console: Console) -> None:
-    """Write the table and the figure, print the means over seeds and whether the two sides move as they should."""
-    readings = [read(sweep, point) for point in sweep.points]
-    write_table(readings, sweep.table)
-    draw(readings, sweep.figure, title=f"{sweep.config.model.name}, {sweep.config.run.name}: last epoch of each run")
-    table = Table("o_end", "runs", "estimating error", "gradient instability", "top-1 %", "best top-1 %")
-    groups = by_power(readings)
-    for power, group in groups.items():
-        cells = [spread([value(reading) for reading in group]) for value in (error, instability)]
-        scores = [spread([r.top1 for r in group], ".2f"), spread([r.best_top1 for r in group], ".2f")]
-        table.add_row(label(power), str(len(group)), *cells, *scores)
-    console.print(table)
-    if len(groups) > 1:
-        falls = all(a > b for a, b in pairwise(fmean(map(error, group)) for group in groups.values()))
-        rises = all(a < b for a, b in pairwise(fmean(map(instability, group)) for group in groups.values()))
-        console.print(f"with o_end the error falls: {answer(falls)}; the instability rises: {answer(rises)}")
-    console.print(f"figure: {sweep.figure}\ntable: {sweep.table}", markup=False)
-
-
 def spread(values: Sequence[float], form: str = ".4g") -> str:
     """Mean, and standard deviation if there are several."""
     mean = format(fmean(values), form)
@@ -156,8 +188,3 @@ def spread(values: Sequence[float], form: str = ".4g") -> str:
 def count(number: int, what: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def answer(whether: bool) -> str:
-    """Yes or no."""
-    return "yes" if whether else "no"

@@ -5,21 +5,36 @@ from __future__ import annotations
 import difflib
 
 import timm
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import models
 from models import ModelSummary, summarize
+from reste import list_estimators, list_quantizers, list_scalings
 from trainer.errors import ConfigError
 
 MIB = 8 * 1024 * 1024
+
+
+def print_names() -> None:
+    """List what a configuration can name: binary models, estimators, quantisers and scalings."""
+    print_models()
+    parts = Table("part", "configuration", "names")
+    parts.add_row("estimators", "estimator.name, estimator.weights", ", ".join(list_estimators()))
+    for side in ("weight", "activation"):
+        names = ", ".join(["none", *list_quantizers(side)])
+        parts.add_row(f"{side} quantisers", f"quantizer.{side}", names)
+    parts.add_row("scalings", "quantizer.scaling", ", ".join(list_scalings()))
+    Console().print(parts)
 
 
 def print_models() -> None:
     """List the binary models with their input size and number of classes."""
     table = Table("model", "input", "classes", "binary weights", "parameters")
     for name in models.MODELS:
-        model = timm.create_model(name)
+        with torch.device("meta"):  # sizes need no values
+            model = timm.create_model(name)
         found = summarize(model, model.default_cfg["input_size"][-1])
         table.add_row(
             name,

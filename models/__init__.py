@@ -5,11 +5,14 @@
 `weight_bits=32` or `activation_bits=32` keeps that side in full precision; both together give a
 full-precision network of the same structure. `numerics="reference"` gives the official code's arithmetic. The official
 full-precision networks for CIFAR-10, `FULL_PRECISION`, are others and take none of these arguments.
+
+Networks of other papers (`bireal`, `reactnet`, `real_to_binary`, `binary_duo`) make choices of their own among the
+arguments of `Binarization`, which any argument overrules: their blocks go with every estimator, quantiser and scaling.
 """
 
 from __future__ import annotations
 
-from models import full_precision, resnet, vgg
+from models import binary_duo, bireal, full_precision, reactnet, real_to_binary, resnet, vgg
 from models.backbone import Backbone
 from models.resnet import (
     BinaryResNet,
@@ -22,7 +25,8 @@ from models.resnet import (
 from models.summary import LayerSummary, ModelSummary, summarize
 from models.vgg import BinaryVGG, vgg_small_1w1a
 
-MODELS = tuple(sorted({*resnet.default_cfgs, *vgg.default_cfgs}))
+_FAMILIES = (resnet, vgg, bireal, reactnet, real_to_binary, binary_duo)
+MODELS = tuple(sorted({name for family in _FAMILIES for name in family.default_cfgs}))
 """Every binary network registered here."""
 
 FULL_PRECISION = tuple(sorted(full_precision.default_cfgs))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.recompute import recompute
 
 
 class Backbone(nn.Module, ABC):
@@ -49,6 +52,54 @@ class Backbone(nn.Module, ABC):
         if self.drop_rate > 0:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Images (B, in_chans, H, W) to features as of `forward_features`, and the maps of chosen taps with them.
+
+        Args:
+            x: images.
+            indices: which entries of `feature_info`, the last so many of them, or None for all.
+            norm: there is no norm that only the last map passes; without effect.
+            stop_early: compute no further than the last chosen tap; only with `intermediates_only`.
+            output_fmt: "NCHW".
+            intermediates_only: return the maps alone.
+
+        Raises:
+            ValueError: another format, a tap that is not there, or to stop early and still return features.
+        """
+        if output_fmt != "NCHW" or (stop_early and not intermediates_only):
+            raise ValueError("available: output_fmt='NCHW', and stop_early together with intermediates_only")
+        names = [str(row["module"]) for row in self.feature_info]
+        if indices is None or isinstance(indices, int):
+            chosen = names[-(indices or len(names)) :]
+        else:
+            if not all(-len(names) <= index < len(names) for index in indices):
+                raise ValueError(f"indices={list(indices)!r}: there are {len(names)} maps, counted from 0")
+            chosen = [names[index] for index in indices]
+        maps = []
+        # The children run one after the other, as `features_only` has them.
+        for name, child in self.named_children():
+            x = self._run_child(child, x)
+            if name in chosen:
+                maps.append(x)
+            if name == names[-1] or (stop_early and len(maps) == len(chosen)):
+                break
+        return maps if intermediates_only else (x, maps)
+
+    def _run_child(self, child: nn.Module, x: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and isinstance(child, nn.Sequential)):
+            return child(x)
+        for block in child:
+            x = recompute(block, x, owner=block)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes); B may be 0."""

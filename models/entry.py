@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from timm.models import build_model_with_cfg
 
 from models.backbone import Backbone
-from models.parts import break_ties, conv3x3_maker
+from models.binarization import Binarization
+from models.parts import break_ties
 
 M = TypeVar("M", bound=Backbone)
+CHOICES = tuple(field.name for field in fields(Binarization))
+"""Arguments of `timm.create_model` that say how a network is binarised."""
 
 
-def default_cfg(*, size: int, num_classes: int, first_conv: str, classifier: str) -> dict[str, Any]:
-    """timm's description of a model's data and of its first and last layer.
+def default_cfg(
+    *,
+    size: int,
+    num_classes: int,
+    first_conv: str,
+    classifier: str,
+    origin_url: str = "https://github.com/DravenALG/ReSTE",
+    paper_ids: str = "arXiv:2308.06689",
+) -> dict[str, Any]:
+    """timm's description of a model's data, of its first and last layer, and of where it is from.
 
     The official code normalises CIFAR-10 with the ImageNet mean and deviation too; they are timm's defaults.
     """
@@ -25,8 +37,8 @@ def default_cfg(*, size: int, num_classes: int, first_conv: str, classifier: str
         "interpolation": "bilinear",
         "first_conv": first_conv,
         "classifier": classifier,
-        "origin_url": "https://github.com/DravenALG/ReSTE",
-        "paper_ids": "arXiv:2308.06689",
+        "origin_url": origin_url,
+        "paper_ids": paper_ids,
     }
 
 
@@ -36,38 +48,51 @@ def build(
     pretrained: bool,
     taps: int,
     *,
-    estimator: str | None = None,
-    estimator_options: Mapping[str, Any] | None = None,
-    weight_bits: int = 1,
-    activation_bits: int = 1,
-    numerics: str = "default",
+    own: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> M:
     """One registered variant.
 
-    The binarization becomes a convolution factory here, so that no model and no layer sees a name.
-
     Args:
         family: the model class.
         variant: its registered name.
-        pretrained: refused by timm, as no weights are published.
+        pretrained: whether timm loads weights, from a folder or the hub; none are published under these names.
         taps: how many feature maps `features_only` offers.
-        estimator: this and the next four: see `models.parts.conv3x3_maker`.
-        estimator_options: see there.
-        weight_bits: see there.
-        activation_bits: see there.
-        numerics: see there.
-        **kwargs: timm's own arguments and those of `family`, which refuses what it does not know.
+        own: the family's own choices among those of `Binarization`, used where the caller makes none.
+        **kwargs: fields of `Binarization`, timm's own arguments and those of `family`, which refuses what it does not
+            know.
     """
-    conv = conv3x3_maker(
-        estimator=estimator,
-        estimator_options=estimator_options,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        numerics=numerics,
-    )
+    given = {name: kwargs.pop(name) for name in CHOICES if name in kwargs}
+    conv = Binarization(**choose(own or {}, given))
     features = {"out_indices": tuple(range(taps))}
-    model = build_model_with_cfg(family, variant, pretrained, feature_cfg=features, conv=conv, **kwargs)
-    if numerics == "default" and activation_bits == 1:
-        break_ties(model)
-    return model
+
+    def initialised(**options: Any) -> M:
+        # Here and not at the end: timm loads saved weights in between, which are to stay as they are.
+        model = family(**options)
+        if conv.numerics == "default" and conv.activation_bits == 1:
+            break_ties(model)
+        return model
+
+    return build_model_with_cfg(initialised, variant, pretrained, feature_cfg=features, conv=conv, **kwargs)
+
+
+def choose(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's choices, and the family's own where the caller makes none (None is none).
+
+    What belongs together goes together: whoever names an estimator gets it on both sides, as anywhere else, and
+    options are those of whoever chose what they are for.
+
+    Args:
+        own: the family's, by field of `Binarization`.
+        given: the caller's.
+    """
+    made = {name: value for name, value in given.items() if value is not None}
+    family = dict(own)
+    if "estimator" in made:
+        for name in ("estimator_options", "weight_estimator", "weight_estimator_options"):
+            family.pop(name, None)
+    if "weight_estimator" in made:
+        family.pop("weight_estimator_options", None)
+    if "scaling" in made:
+        family.pop("scaling_options", None)
+    return {**family, **made}

@@ -1,73 +1,14 @@
-"""The parts that are injected into a family: convolutions, shortcuts and initialisers."""
+"""The parts that are injected into a family: shortcuts and initialisers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reste import BinaryConv2d, Estimator, create_estimator
-from reste.functional import Zero
-from reste.layers import Scale
-
-Conv3x3 = Callable[[int, int, int], nn.Module]
-"""(in_channels, out_channels, stride) -> a 3x3 convolution with zero padding 1 and no bias."""
-
 Shortcut = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, stride) -> the path around a block."""
-
-NUMERICS: dict[str, tuple[Zero, Scale]] = {"default": ("one", "after"), "reference": ("zero", "before")}
-"""Name -> (the value of sign(0), where the weight scale enters: after the convolution or before it)."""
-
-
-def conv3x3_maker(
-    *,
-    estimator: str | None = None,
-    estimator_options: Mapping[str, Any] | None = None,
-    weight_bits: int = 1,
-    activation_bits: int = 1,
-    numerics: str = "default",
-) -> Conv3x3:
-    """A factory of 3x3 convolutions, each with estimators of its own for its weights and its input.
-
-    Args:
-        estimator: name of the gradient estimator; None means "reste".
-        estimator_options: options of that estimator.
-        weight_bits: 1 (binary) or 32 (full precision).
-        activation_bits: 1 (binary) or 32 (full precision).
-        numerics: "default", or "reference" for the arithmetic of the official code: sign(0) = 0 and the scale
-            multiplied into the weights before the convolution.
-
-    Raises:
-        ValueError: an unknown estimator, option, number of bits or numerics.
-    """
-    for side, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        if bits not in (1, 32):
-            raise ValueError(f"{side}={bits!r} is not available: use 1 (binary) or 32 (full precision)")
-    if numerics not in NUMERICS:
-        raise ValueError(f"numerics={numerics!r} is not available: use one of {', '.join(NUMERICS)}")
-    zero, scale = NUMERICS[numerics]
-    name, options = estimator or "reste", {"zero": zero, **(estimator_options or {})}
-
-    def binarizer(bits: int) -> Estimator | None:
-        return create_estimator(name, **options) if bits == 1 else None
-
-    def conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-        return BinaryConv2d(
-            in_channels,
-            out_channels,
-            3,
-            stride=stride,
-            padding=1,
-            bias=False,
-            weight_estimator=binarizer(weight_bits),
-            activation_estimator=binarizer(activation_bits),
-            scale=scale,
-        )
-
-    return conv3x3
 
 
 def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -85,6 +26,26 @@ def padding_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Mod
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return SubsampleAndPad(out_channels - in_channels, stride)
+
+
+def averaging_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Identity where shapes agree, else `mean_pool`, a full-precision 1x1 convolution and batch norm.
+
+    Every pixel reaches the sum, where the stride of `projection_shortcut` drops three of four (He et al., Bag of
+    Tricks, CVPR 2019; Liu et al., Bi-Real Net, ECCV 2018). At an odd edge the mean is over the pixels that there are.
+    """
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(
+        mean_pool(stride),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def mean_pool(stride: int) -> nn.Module:
+    """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)), as a convolution of that stride has; 1: identity."""
+    return nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
 
 
 class SubsampleAndPad(nn.Module):

@@ -17,9 +17,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.binarization import ConvMaker
 from models.entry import build, default_cfg
 from models.parts import (
-    Conv3x3,
     Shortcut,
     he_convolutions,
     he_convolutions_and_linear,
@@ -36,7 +36,7 @@ class Block(nn.Module, ABC):
     Shape: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, conv: Conv3x3) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, conv: ConvMaker) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, out_channels, stride)
         self.act1 = nn.ReLU(inplace=True)
@@ -61,7 +61,7 @@ class Block(nn.Module, ABC):
 class PlainBlock(Block):
     """One shortcut around both convolutions."""
 
-    def __init__(self, *shape: int, conv: Conv3x3, shortcut: Shortcut) -> None:
+    def __init__(self, *shape: int, conv: ConvMaker, shortcut: Shortcut) -> None:
         super().__init__(*shape, conv=conv)
         self.shortcut = shortcut(*shape)
 
@@ -73,7 +73,7 @@ class PlainBlock(Block):
 class BiRealBlock(Block):
     """A shortcut around each convolution (Liu et al., Bi-Real Net, ECCV 2018)."""
 
-    def __init__(self, *shape: int, conv: Conv3x3, shortcut: Shortcut) -> None:
+    def __init__(self, *shape: int, conv: ConvMaker, shortcut: Shortcut) -> None:
         super().__init__(*shape, conv=conv)
         # Another name than in the plain block, because official checkpoints say so.
         self.downsample = shortcut(*shape)
@@ -109,7 +109,7 @@ class BinaryResNet(Backbone):
         depths: Sequence[int],
         widths: Sequence[int] = (64, 128, 256, 512),
         *,
-        conv: Conv3x3,
+        conv: ConvMaker,
         block: Callable[..., Block] = BiRealBlock,
         shortcut: Shortcut = projection_shortcut,
         init: Callable[[nn.Module], None] = he_convolutions,

@@ -26,7 +26,7 @@ class LayerSummary:
         output_shape: for one image, without the batch dimension; () if the layer did not run.
         parameters: all of its own.
         binary_parameters: those deployed as one bit.
-        scale_parameters: float32 numbers stored beside binary weights.
+        scale_parameters: float32 numbers stored beside binary weights; a learned scale is a row of its own.
         macs: multiply-accumulates for one image (convolution and linear; others count as 0).
     """
 
@@ -137,6 +137,15 @@ def _row(name: str, layer: nn.Module, output_shape: tuple[int, ...]) -> LayerSum
         output_shape=output_shape,
         parameters=sum(p.numel() for p in layer.parameters(recurse=False)),
         binary_parameters=layer.weight.numel() if weight_bits == 1 else 0,
-        scale_parameters=1 if weight_bits == 1 and layer.scale != "none" else 0,
+        scale_parameters=_scales(layer) if weight_bits == 1 else 0,
         macs=layer.weight[0].numel() * prod(output_shape) if multiplies else 0,
     )
+
+
+def _scales(layer: BinaryConv2d | BinaryLinear) -> int:
+    """How many numbers its weight is multiplied with, of those that are no parameters."""
+    if layer.scale == "none" or layer.scaling is None or layer.scaling.name == "none":
+        return 0
+    if any(True for _ in layer.scaling.parameters()):
+        return 0
+    return layer.weight.shape[0] if layer.scaling.per_channel else 1

@@ -16,8 +16,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.binarization import ConvMaker
 from models.entry import build, default_cfg
-from models.parts import Conv3x3, vgg_normal
+from models.parts import vgg_normal
 from models.recompute import recompute
 
 _POOLED = 4  # the classifier sees 4 x 4 pixels of every channel: a 32 x 32 image after three poolings
@@ -39,7 +40,7 @@ class BinaryVGG(Backbone):
         self,
         widths: Sequence[int],
         *,
-        conv: Conv3x3,
+        conv: ConvMaker,
         num_classes: int = 10,
         in_chans: int = 3,
         drop_rate: float = 0.0,

@@ -216,7 +216,7 @@ def reste_slope(
     magnitude = widen(x).abs()
     o = as_power(power, magnitude).to(magnitude.dtype)
     exponent = (1 - o) / o
-    # A power as exp(e log x): on a CPU, where pow is not vectorised, that takes a third of its time.
-    steep = magnitude.clamp(knee, threshold).log().mul_(exponent).exp_()
+    # A power as 2^(e log2 x): where pow is not vectorised, as on CPUs, that takes a third of its time or less.
+    steep = magnitude.clamp(knee, threshold).log2().mul_(exponent).exp2_()
     inside = steep * torch.where(magnitude <= knee, gain, gain / o)
     return torch.where(magnitude <= threshold, inside, 0)

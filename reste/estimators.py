@@ -2,27 +2,25 @@
 
 `Estimator` is the interface; each method is one final class around a function of `functional`. Where the
 mathematics is wanted, read there. To add a method: one function, one class with `@register_estimator`, one
-gradient twin in the tests.
+gradient twin in the tests. Here are the paper's own; `estimators_field` and `estimators_levels` have the others.
 """
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as F
+from .buffers import Scheduled
 from .curves import require_knee, require_power, require_threshold, reste_gain
 from .functional import Zero, require_zero
-from .names import look_up
+from .names import Registry
 
 
-class Estimator(nn.Module, ABC):
-    """Turns a tensor into +-1 and says how gradients pass.
+class Estimator(Scheduled, ABC):
+    """Turns a tensor into +-1, or a few other values, and says how gradients pass.
 
     Attributes:
         name: the registered name.
@@ -34,9 +32,14 @@ class Estimator(nn.Module, ABC):
     has_power: ClassVar[bool]
     power: Tensor
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What the forward pass gives, in rising order; a sign of zero that `zero` asks for is left out."""
+        return (-1.0, 1.0)
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The sign of `x` (any shape) in its dtype; its backward pass multiplies by the slope of `curve`."""
+        """The sign of `x` (any shape), or another of `values`; its backward pass multiplies by the slope of `curve`."""
 
     def write_power(self, value: float) -> None:
         """Write the power in place; only where `has_power`. `value` is checked by `set_power`."""
@@ -48,7 +51,7 @@ class Estimator(nn.Module, ABC):
 
 
 E = TypeVar("E", bound=type[Estimator])
-_REGISTRY: dict[str, type[Estimator]] = {}
+_REGISTRY: Registry[Estimator] = Registry("estimator")
 
 
 def register_estimator(cls: E) -> E:
@@ -57,15 +60,13 @@ def register_estimator(cls: E) -> E:
     Raises:
         ValueError: the name is taken.
     """
-    if cls.name in _REGISTRY:
-        raise ValueError(f"estimator {cls.name!r} is registered already; give {cls.__name__} another name")
-    _REGISTRY[cls.name] = cls
+    _REGISTRY.register(cls)
     return cls
 
 
 def list_estimators() -> list[str]:
     """Names of all registered estimators, sorted."""
-    return sorted(_REGISTRY)
+    return sorted(_REGISTRY.classes)
 
 
 def create_estimator(name: str, **options: Any) -> Estimator:
@@ -78,12 +79,7 @@ def create_estimator(name: str, **options: Any) -> Estimator:
     Raises:
         ValueError: unknown name, unknown option, or an option out of range.
     """
-    cls = look_up(_REGISTRY, name, kind="estimator")
-    known = list(inspect.signature(cls).parameters)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"estimator {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
-    return cls(**options)
+    return _REGISTRY.create(name, **options)
 
 
 @final
@@ -95,10 +91,7 @@ class Reste(Estimator):
              = |x|^((1-o)/o) / o    for m < |x| <= t
              = 0                    for |x| > t
 
-    The power o is a 0-d float32 buffer written in place, so that one compiled graph and one CUDA graph serve
-    the whole schedule. It is not in the state dict: a schedule recomputes it from the step. Casts of the
-    module leave it alone, because 2.9843 would become 2.984375 in bfloat16. The gain is another such buffer,
-    written with the power.
+    The power o is a buffer, and so is the gain, which is written with it.
 
     Args:
         threshold: t > 0.
@@ -130,8 +123,8 @@ class Reste(Estimator):
         require_power(power)
         require_zero(zero)
         self.threshold, self.knee, self.normalize, self.zero = threshold, knee, normalize, zero
-        self.register_buffer("power", torch.ones((), dtype=torch.float32), persistent=False)
-        self.register_buffer("gain", torch.ones((), dtype=torch.float32), persistent=False)
+        self.hold("power", 1.0)
+        self.hold("gain", 1.0)
         self.write_power(power)
 
     def write_power(self, value: float) -> None:
@@ -152,15 +145,6 @@ class Reste(Estimator):
     def extra_repr(self) -> str:
         shown = f"threshold={self.threshold}, knee={self.knee}, zero={self.zero!r}"
         return f"{shown}, normalize=True" if self.normalize else shown
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reste:
-        # .to(), .half() and their kin all come through here: follow to the device, keep dtype and value.
-        before = {"power": self.power, "gain": self.gain}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            device = getattr(self, name).device
-            setattr(self, name, torch.ones_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
-        return self
 
 
 @final

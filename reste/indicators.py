@@ -4,6 +4,8 @@ As the power rises, the surrogate curve approaches sign (the estimating error fa
 (the gradient instability rises). Everything here is a 0-d tensor on the device of its input, in float32 or
 better; nothing is read to the host.
 
+Where a layer has a quantiser q, weights and inputs are looked at behind it, as in eval mode: q(W), q(x).
+
 Each error is measured with two curves. The published one is the bare root at the last power, `o_end`: it does
 not move with the schedule, so that runs and papers can be compared. The current one is the curve whose slope
 the backward pass uses now, with its present power, chord and saturation.
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from .curves import root_curve, widen
 from .estimators import Estimator
-from .layers import BinaryLayer, binary_layers
+from .layers import BinaryLayer, binary_layers, quantized_weight
 
 
 @torch.no_grad()
@@ -78,8 +80,9 @@ def collect_indicators(model: nn.Module, o_end: float) -> dict[str, Tensor]:
     for name, layer in binary_layers(model):
         if layer.weight_estimator is None:
             continue
-        published[name] = estimating_error(layer.weight, layer.weight_estimator, o_end)
-        current[name] = estimating_error(layer.weight, layer.weight_estimator)
+        weight = evaluated_weight(layer)
+        published[name] = estimating_error(weight, layer.weight_estimator, o_end)
+        current[name] = estimating_error(weight, layer.weight_estimator)
         if layer.weight.grad is not None:
             instabilities[name] = gradient_instability(layer.weight.grad)
     return (
@@ -87,6 +90,13 @@ def collect_indicators(model: nn.Module, o_end: float) -> dict[str, Tensor]:
         | _with_total("estimating_error_current", current)
         | _with_total("gradient_instability", instabilities)
     )
+
+
+@torch.no_grad()
+def evaluated_weight(layer: BinaryLayer) -> Tensor:
+    """q(W) of a layer as in eval mode, without noise, in the weight's shape; W without a quantiser."""
+    with evaluating(layer):
+        return quantized_weight(layer)
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def activation_sums(model: nn.Module, forward: Callable[[], object], o_end: floa
     try:
         for name, layer in layers.items():
             handles.append(layer.register_forward_pre_hook(partial(_add, sums[name], o_end)))
-        with _evaluating(model):
+        with evaluating(model):
             forward()
     finally:
         for handle in handles:
@@ -144,13 +154,15 @@ def _distance(x: Tensor, estimator: Estimator, o_end: float | None) -> Tensor:
 def _add(sums: Tensor, o_end: float, layer: BinaryLayer, inputs: tuple[Tensor, ...]) -> None:
     estimator = layer.activation_estimator
     assert estimator is not None
+    x = inputs[0] if layer.activation_quantizer is None else layer.activation_quantizer(inputs[0])
     for place, power in enumerate((o_end, None)):
-        sums[place] += _distance(inputs[0], estimator, power).square().sum(dtype=torch.float64)
-    sums[2] += inputs[0].numel()
+        sums[place] += _distance(x, estimator, power).square().sum(dtype=torch.float64)
+    sums[2] += x.numel()
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within: `model` in eval mode; afterwards each of its modules as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

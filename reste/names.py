@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -20,3 +21,40 @@ def look_up(table: Mapping[str, T], name: str, *, kind: str) -> T:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(sorted(table)) or 'none'}")
+
+
+class Registry(Generic[T]):
+    """Classes by their `name`, each made from keyword options, some from positional arguments before these.
+
+    Args:
+        kind: what they are called in messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.classes: dict[str, type[T]] = {}
+
+    def register(self, cls: type[Any]) -> None:
+        """Make `cls` available under `cls.name`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if cls.name in self.classes:
+            raise ValueError(f"{self.kind} {cls.name!r} is registered already; give {cls.__name__} another name")
+        self.classes[cls.name] = cls
+
+    def create(self, name: str, *arguments: Any, **options: Any) -> T:
+        """A new instance; what comes before the options is no option.
+
+        Raises:
+            ValueError: unknown name, unknown option, or an option out of range.
+        """
+        cls: Any = look_up(self.classes, name, kind=self.kind)
+        known = list(inspect.signature(cls).parameters)[len(arguments) :]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            its = ", ".join(known) or "none"
+            raise ValueError(f"{self.kind} {name!r} has no option {unknown[0]!r}; its options: {its}")
+        made: T = cls(*arguments, **options)
+        return made

@@ -15,8 +15,10 @@ ONLY_IN = {
     "torch.distributed": ("trainer/distributed/",),
     "mlflow": ("trainer/tracking/",),
     "nvidia.dali": ("trainer/data/dali.py", "trainer/bench/bare_dali.py"),
-    "matplotlib": ("trainer/study/figure.py",),
+    "matplotlib": ("trainer/study/", "trainer/report/"),
     "deepspeed": ("trainer/distributed/deepspeed.py",),
+    "onnx": ("trainer/export/onnx_file.py",),
+    "onnxruntime": ("trainer/export/onnx_file.py",),
     "triton": ("reste/kernels/",),
 }
 FORBIDDEN_IN_SCIENCE = ("os", "pathlib", "argparse", "time", "datetime", "shutil", "tempfile", "io", "sys")

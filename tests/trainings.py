@@ -154,11 +154,12 @@ def last_step(journal: Path) -> int:
 
 
 def metrics(journal: Path) -> list[tuple[int, dict[str, float]]]:
-    """Every metric in order, times aside."""
+    """Every metric in order, times aside, and flip rates, which start anew with every life of a run."""
     kept = []
     for record in records(journal):
         if record["type"] == "metrics":
-            values = {k: v for k, v in record["metrics"].items() if not k.startswith("perf/")}
+            left_out = ("perf/", "indicator/flip_rate")
+            values = {k: v for k, v in record["metrics"].items() if not k.startswith(left_out)}
             kept.append((record["step"], values))
     return kept
 

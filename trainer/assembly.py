@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from contextlib import ExitStack
@@ -13,12 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.transfer import Inherited
+from reste import SignMemory, set_draws
 from trainer import resume, schedule
 from trainer.cadence import duration_steps
 from trainer.config import Config, config_digest
+from trainer.criterion import Criterion, LabelLoss
 from trainer.data import datasets
 from trainer.data.order import EvalOrder, TrainOrder, part
 from trainer.data.spoiled import Spoiled
+from trainer.distill.criterion import pair
+from trainer.distill.teacher import Teacher, load_teacher
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import convert_batchnorm, make_bn_group
 from trainer.distributed.ddp import DdpEngine
@@ -33,13 +39,19 @@ from trainer.finite import FiniteGuard
 from trainer.hardware import apply_switches, choose_device, compiler_cache
 from trainer.logs import log_to_file
 from trainer.meters import Meters
-from trainer.network import average_weights, create_network
+from trainer.network import average_weights, create_network, load_initial_weights
 from trainer.nonfinite import most_skipped
 from trainer.optim import RoleCount, binary_lr, create_optimizer
 from trainer.pixels import Pixels
 from trainer.profiling.record import record_steps
 from trainer.quarantine import SharedQuarantine
-from trainer.ranks import batchnorm_groups, batchnorm_ranks, check_ranks, check_smallest_batch
+from trainer.ranks import (
+    batchnorm_groups,
+    batchnorm_ranks,
+    check_ranks,
+    check_smallest_batch,
+    missing_images,
+)
 from trainer.run import Plan, Run, State
 from trainer.saver import Saver
 from trainer.signals import Requests
@@ -48,6 +60,8 @@ from trainer.stragglers import Stragglers
 from trainer.tracking.address import resolve_uri
 from trainer.tracking.recorder import Recorder
 from trainer.watchdog import Watchdog, collective_timeout_s, create_watchdog
+
+log = logging.getLogger(__name__)
 
 
 def build(config: Config, requests: Requests | None = None, watchdog: Watchdog | None = None) -> Run:
@@ -96,10 +110,16 @@ def _build(
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)
         settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
-        model = create_network(config, data.classes, device)
+        model = create_network(config, data.classes, device, weights_follow=True)
+        inherited = None if config.model.init is None else load_initial_weights(model, config)
+        teacher = None if config.distill.teacher is None else load_teacher(config, data.classes, device)
     collectives.check_equal("data set", data.digest)
+    digest = None if teacher is None else teacher.digest
+    collectives.check_equal("teacher", digest or "none")
     collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
     model, groups = share_statistics(config, environment, order, model)
+    with collectives.agreed_errors():
+        trained, criterion = choose_criterion(config, model, teacher, device)
     ema = average_weights(model, config.train.ema)
     with collectives.agreed_errors():
         scale = binary_lr(config, plan.total_steps)
@@ -111,22 +131,30 @@ def _build(
     preflight(config, environment, model)
     if environment.rank == 0:
         faults.before_resuming(config.run_dir / "checkpoints")
-    directory, found = resume.claim(config, environment, undo, data_digest=data.digest, batchnorm_groups=groups)
+    directory, found = resume.claim(
+        config, environment, undo, data_digest=data.digest, batchnorm_groups=groups, teacher_digest=digest
+    )
     undo.push(partial(_note_end, directory))
     log_to_file(directory, environment.rank)
     undo.callback(watchdog.close)
     places = watchdog.attach(directory, environment.rank)
-    engine, pixels, settled_s = create_engine(config, model, optimizer, order, environment, device, settings)
+    engine, pixels, settled_s = create_engine(config, trained, optimizer, order, environment, device, settings)
     undo.callback(engine.close)
-    meters = Meters(device)
-    state = resume.restore(found, model, ema, engine, meters) if found else State()
+    meters = Meters(device, criterion.parts)
+    signs = SignMemory()
+    state = resume.restore(found, model, ema, engine, meters, signs) if found else State()
     about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
+    about |= {} if digest is None else {"teacher_digest": digest}
     recorder = create_recorder(config, directory, plan, about, found, settings, faults)
     undo.callback(recorder.abandon)
     quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
     saver = create_saver(config, directory, faults)
     undo.callback(saver.close)
     describe(recorder, config, plan, environment, device, roles, found)
+    if teacher is not None:
+        recorder.note(f"learns from {teacher.name} ({', '.join(criterion.parts)})")
+    if inherited is not None and found is None:
+        tell_inherited(recorder, config, inherited)
     if config.train.compile:
         log_compilation(recorder, state.step, settled_s)
     return Run(
@@ -138,8 +166,10 @@ def _build(
         model=model,
         ema=ema,
         engine=engine,
+        criterion=criterion,
         learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
         power=schedule.power(config, order.steps_per_epoch),
+        progress=schedule.progress(config, order.steps_per_epoch),
         pixels=pixels,
         order=order,
         feed=Feed(faults.around(loader.load(order.plans(state.step, plan.end_step))), watchdog.pulse),
@@ -156,6 +186,7 @@ def _build(
         faults=faults,
         directory=directory,
         about=about,
+        signs=signs,
     )
 
 
@@ -168,10 +199,25 @@ def share_statistics(
         ConfigError: on every rank, if an epoch's smallest batch is too small for them.
     """
     group_size = batchnorm_ranks(config, environment)
+    if collectives.is_main() and (missing := missing_images(config, group_size, environment.world_size)):
+        log.warning("%s, which are used", missing)
     with collectives.agreed_errors():
         check_smallest_batch(order, model, group_size)
     model = convert_batchnorm(model, make_bn_group(group_size))
     return model, batchnorm_groups(model, environment.world_size, group_size)
+
+
+def choose_criterion(
+    config: Config, model: nn.Module, teacher: Teacher | None, device: torch.device
+) -> tuple[nn.Module, Criterion]:
+    """What the engine trains, which is the model or the model with its feature maps, and the loss of its outputs.
+
+    Raises:
+        ConfigError: the model and its teacher do not go together.
+    """
+    if teacher is None:
+        return model, LabelLoss(config.train.label_smoothing)
+    return pair(config, model, teacher, device)
 
 
 def create_guard(config: Config, model: nn.Module, plan: Plan, device: torch.device) -> FiniteGuard:
@@ -315,6 +361,8 @@ def create_engine(
     began = time.perf_counter()
     # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
     for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
+        # The shape that sample ids will have, so that noise is compiled once.
+        set_draws(model, seed=config.seed, step=0, samples=torch.arange(stop - start))
         engine.settle(pixels.blank(stop - start, side))
     return engine, pixels, time.perf_counter() - began
 
@@ -356,6 +404,18 @@ def log_compilation(recorder: Recorder, step: int, seconds: float) -> None:
     recorder.note(f"compiled in {seconds:.1f} s; the compiler keeps its work in {compiler_cache()}")
 
 
+def tell_inherited(recorder: Recorder, config: Config, inherited: Inherited) -> None:
+    """Tell what a new run's network has from another one, and journal it."""
+    fresh = inherited.fresh
+    named = f" ({', '.join(fresh[:3])}{', ...' if len(fresh) > 3 else ''})" if fresh else ""
+    recorder.note(
+        f"inherits {inherited.tensors} tensors of {inherited.numbers:,} numbers from {config.model.init}; "
+        f"{len(fresh)} begin anew{named}"
+    )
+    counts = {"tensors": inherited.tensors, "numbers": inherited.numbers, "fresh": list(fresh)}
+    recorder.event("inherited", step=0, source=config.model.init, **counts)
+
+
 def describe(
     recorder: Recorder,
     config: Config,
@@ -377,7 +437,7 @@ def describe(
             f"  {role.role:<7} {role.parameters:>11,} parameters in {role.tensors} tensors, weight decay "
             f"{role.weight_decay:g}" + (f", rate x {role.lr_scale:.3g}" if role.lr_scale != 1 else "")
         )
-    where = "starts from new weights"
+    where = "starts from new weights" if config.model.init is None else f"starts from {config.model.init}"
     if found:
         other = "" if found.world_size == environment.world_size else f", saved by {found.world_size}"
         where = f"goes on from {found.path} (step {found.progress.step}{other})"

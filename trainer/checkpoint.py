@@ -53,6 +53,7 @@ class Progress:
         evaluation_due: whether the evaluation that belongs to this step was cut short by a stop.
         skipped: steps left out because they were not finite.
         returned: how often the run has gone back to the checkpoint of a step.
+        steered_power: where `estimator.hold_instability` has brought the power, or None.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -68,6 +69,7 @@ class Progress:
     evaluation_due: bool = False
     skipped: int = 0
     returned: dict[str, int] = field(default_factory=dict)
+    steered_power: float | None = None
 
 
 class _File(BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.checkpoint import MANIFEST, Progress, problems, step_of, temporary
 from trainer.durable import sync_folder
 from trainer.errors import ConfigError
+from trainer.names import STAGE
 
 log = logging.getLogger(__name__)
 BEST = "best"
@@ -111,8 +112,29 @@ def set_aside(folder: Path, progress: Progress | None) -> None:
         (folder / BEST).unlink(missing_ok=True)
 
 
-def resolve(path: Path) -> Path:
-    """A checkpoint folder from a checkpoint, a `checkpoints/` folder or a run folder (best first, else newest).
+def choose_weights(folder: Path, wanted: str) -> str:
+    """Which weights of a checkpoint to use: "model" or "ema"; "auto" is the moving average if there is one.
+
+    Raises:
+        ConfigError: the checkpoint does not hold them.
+    """
+    has_average = (folder / "ema.pt").is_file()
+    if wanted not in {"auto", "model", "ema"} or (wanted == "ema" and not has_average):
+        raise ConfigError(f"--weights {wanted}: {folder} holds model{' and ema' if has_average else ' only'}")
+    return ("ema" if has_average else "model") if wanted == "auto" else wanted
+
+
+def named(reference: str, run_dir: Path) -> Path:
+    """The place that a configuration means: a path, or `stage:NAME` for the run NAME beside `run_dir`."""
+    return run_dir.parent / reference.removeprefix(STAGE) if reference.startswith(STAGE) else Path(reference)
+
+
+def resolve(path: Path, *, at: str = "best") -> Path:
+    """A checkpoint folder from a checkpoint, a `checkpoints/` folder or a run folder.
+
+    Args:
+        path: any of these.
+        at: "best" is the best one of a run, else its newest; "last" the newest.
 
     Raises:
         ConfigError: nothing there is a checkpoint.
@@ -120,7 +142,9 @@ def resolve(path: Path) -> Path:
     if (path / MANIFEST).is_file() and (path / "model.pt").is_file():
         return path.resolve()
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = best(folder) or newest_valid(folder)
+    if folder.is_symlink():  # to those of a training's newest stage, whose run folder they belong to
+        folder = folder.resolve()
+    found = (best(folder) if at == "best" else None) or newest_valid(folder)
     if found is None:
         raise ConfigError(f"{path} holds no checkpoint: name a run folder or one of its checkpoints/step_* folders")
     return found

@@ -79,7 +79,7 @@ def convert(
         raise ConfigError(f"--out {out} is there already and not empty: name a new folder")
     official = read_official(file)
     resolved = load_config(config, [*_defaults(name, official.weights, config), *overrides])
-    model = instantiate(resolved.model, resolved.estimator, resolved.model.num_classes or 0)
+    model = instantiate(resolved, resolved.model.num_classes or 0)
     _load(model, official, file, name)
     made = not out.exists()
     try:

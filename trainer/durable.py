@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,6 +62,24 @@ def write_file(path: Path, put: Callable[[Any], object]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"sha256": output.sha256(), "bytes": output.bytes}
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> Path:
+    """Write a file whole or not at all, in the place of one of its name; returns its path.
+
+    Several may write it at once: the last one's stays.
+
+    Raises:
+        OSError: it could not be written; what was there before is still there, and nothing else.
+    """
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        write_file(unfinished, lambda file: file.write(content))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return path
 
 
 def sync_folder(path: Path) -> None:

@@ -8,11 +8,13 @@ from functools import partial
 
 import torch
 
+from reste import steer_power
 from trainer import checkpoint, nonfinite
 from trainer.distributed import collectives
 from trainer.distributed.batchnorm import average_statistics
 from trainer.errors import EXIT_FINISHED, EXIT_STOPPED
 from trainer.evaluation import evaluate
+from trainer.hardware import peak_memory_mib
 from trainer.run import Run
 from trainer.stopping import EvaluationCut
 
@@ -51,22 +53,28 @@ def log_training(run: Run) -> None:
         "train/loss": reading.loss,
         "train/top1": reading.top1,
         "train/top5": reading.top5,
+        **{f"train/{name}": mean for name, mean in reading.parts.items()},
         "optim/lr": run.learning_rate(step - 1),
-        "estimator/power": run.power(step - 1),
+        "estimator/power": run.power_at(step - 1),
     }
     if run.config.data.image_size_schedule:
         metrics["data/image_size"] = run.order.image_sizes.at((step - 1) // run.plan.steps_per_epoch)
     pace = run.feed.read()
+    metrics["perf/peak_memory_mib"] = peak_memory_mib(run.device)
     told = run.saver.metrics() | run.stragglers.observe(pace) | run.quarantine.share(step)
     run.recorder.metrics(step, metrics | pace.metrics() | told)
     report_saves(run)
 
 
 def log_indicators(run: Run, indicators: dict[str, torch.Tensor]) -> None:
-    """Write the indicators of the step just made, in one host read."""
+    """Write the indicators of the step just made, in one host read, and steer the power by them if it is steered."""
     values = torch.stack([value.double() for value in indicators.values()]).tolist()
     metrics = {f"indicator/{name}": value for name, value in zip(indicators, values, strict=True)}
     run.recorder.metrics(run.state.step, metrics)
+    asked, measured = run.config.estimator, metrics.get("indicator/gradient_instability")
+    if asked.hold_instability is not None and measured is not None:
+        now = run.power_at(run.state.step)
+        run.state.steered_power = steer_power(now, measured, asked.hold_instability, asked.o_end)
 
 
 def evaluate_and_log(run: Run) -> bool:
@@ -121,6 +129,8 @@ def _save(run: Run, engine_state: dict[str, object], *, best: bool) -> None:
     payloads: dict[str, object] = {"model": run.model.state_dict(), "engine": engine_state}
     if run.ema is not None:
         payloads["ema"] = run.ema.module.state_dict()
+    if signs := run.signs.state():
+        payloads["signs"] = signs
     offset = run.recorder.offset()
     run.saver.save(
         payloads,

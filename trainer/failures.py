@@ -80,6 +80,7 @@ def note_failure(directory: Path, exit_code: int, message: str, *, stopped: bool
         trouble=status.trouble,
         exit_code=exit_code,
         error=message,
+        stage=status.stage,
     )
 
 

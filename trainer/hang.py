@@ -88,10 +88,6 @@ class Inquest:
         """Whether some rank has begun one."""
         return self.folder.is_dir()
 
-    def is_known(self) -> bool:
-        """Whether another rank of this machine has looked this one up, and had it dump its stacks."""
-        return (self.folder / f"found_{self.rank}.json").exists()
-
     def report(self, report: Report) -> None:
         """Say what this rank was doing."""
         self.folder.mkdir(parents=True, exist_ok=True)

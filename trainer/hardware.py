@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import torch
+import torch._functorch.config as functorch
 
 from reste import choose_kernels
-from trainer.config import TrainConfig
+from trainer.config_schema import TrainConfig
 from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError
 
@@ -31,7 +33,7 @@ def choose_device(environment: Environment) -> torch.device:
 
 
 def apply_switches(train: TrainConfig, environment: Environment, device: torch.device) -> None:
-    """Kernels, TF32, determinism, convolution search and threads.
+    """Kernels, what compiled code keeps, TF32, determinism, convolution search and threads.
 
     On a CPU the cores are shared between the ranks of the machine. OMP_NUM_THREADS is obeyed, unless it is the 1 that
     torchrun sets by itself.
@@ -40,6 +42,8 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
         ConfigError: the kernels that are asked for cannot be had here.
     """
     _choose_kernels(train, device)
+    # Else torch never computes again what has to lie in memory anyway, as the signs that a convolution reads.
+    functorch.ban_recompute_materialized_backward = not train.recompute
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
     torch.backends.cudnn.benchmark = not train.deterministic
@@ -51,6 +55,13 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // environment.local_world_size))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory in use since this process began, MiB: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
 def _choose_kernels(train: TrainConfig, device: torch.device) -> None:

@@ -6,10 +6,9 @@ import time
 
 import torch
 
-from reste import set_power
 from trainer import events, nonfinite
 from trainer.cadence import due
-from trainer.losses import correct_counts, cross_entropy_sum
+from trainer.losses import correct_counts
 from trainer.probe import probe
 from trainer.run import Run
 from trainer.seeding import seed_step
@@ -59,19 +58,21 @@ def between_steps(run: Run) -> bool:
 def train_step(run: Run) -> dict[str, torch.Tensor]:
     """One optimizer step over one global batch; returns the indicators if they are due, on the device."""
     step, micro_batches = run.state.step, run.plan.accumulation
-    set_power(run.model, run.power(step))
+    run.follow_schedules(step)
     seed_step(run.config.seed, step, run.environment.rank)
     run.guard.begin()
     for micro in range(micro_batches):
         batch = run.feed.take()
+        run.follow_batch(batch.plan)
         images, labels = run.pixels(batch)
+        whole = batch.plan.global_count == run.plan.micro_batch
         with run.engine.accumulate(last=micro == micro_batches - 1):
-            logits = run.engine.forward(images, whole=batch.plan.global_count == run.plan.micro_batch)
+            outputs = run.engine.forward(images, whole=whole)
             run.feed.forwarded()
-            loss = cross_entropy_sum(logits, labels, smoothing=run.config.train.label_smoothing)
+            loss = run.criterion(outputs, images, labels, whole=whole)
             # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
-            run.engine.backward(loss * (run.environment.world_size / batch.plan.global_batch_count))
-        run.meters.add(loss, correct_counts(logits.detach(), labels), len(labels))
+            run.engine.backward(loss.total * (run.environment.world_size / batch.plan.global_batch_count))
+        run.meters.add(loss.total, correct_counts(loss.logits.detach(), labels), len(labels), loss.parts)
     global_loss = run.meters.agree()
     gradient_norm = run.engine.finish_gradients()
     blocked = run.guard.check(global_loss, gradient_norm, step)

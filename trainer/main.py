@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import failures
-from trainer.config import Config, load_config
-from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
+from trainer.config import Config
+from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, UserError
 from trainer.logs import speak_plainly
 from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
+from trainer.staged import train_stages
+from trainer.stages import Training, load_training
 
 if TYPE_CHECKING:
     from trainer.watchdog import Watchdog
@@ -29,7 +31,7 @@ def run_rank(path: Path, overrides: list[str]) -> int:
     """
     requests = Requests()
     with requests.received():
-        return guarded(lambda: _train(load_config(path, overrides), requests))
+        return guarded(lambda: _train_all(load_training(path, overrides), requests))
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -74,6 +76,12 @@ def tell_launcher(error: Exception) -> None:
         say(failures.first_line(error))
 
 
+def _train_all(training: Training, requests: Requests) -> int:
+    if not training.stages:
+        return _train(training.config, requests)
+    return train_stages(training, requests, _train)
+
+
 def _train(config: Config, requests: Requests) -> int:
     # Heavy imports come after the configuration has been found good.
     with requests.at_once():
@@ -94,10 +102,16 @@ def _build_and_train(config: Config, requests: Requests, watchdog: Watchdog) -> 
         result = train(run)
         if run.environment.rank == 0:
             print_outcome(run.directory, result, run.recorder.mlflow_command)
-        return result.exit_code
     except Exception as error:
         log.info("failed: %s", error, exc_info=not isinstance(error, UserError))  # for the log file
         failures.note_end(run.directory, error)
         raise
     finally:
         run.close()
+    if run.environment.rank == 0 and result.exit_code == EXIT_FINISHED and config.registry.name is not None:
+        # After all else, so that no rank waits for it and nothing can be lost by it.
+        with requests.at_once():
+            from trainer.registration import register_at_end
+
+            print(register_at_end(run.directory, config.registry.name, config.tracking.uri), flush=True)
+    return result.exit_code

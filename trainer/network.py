@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -12,15 +15,25 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import models
+from models.transfer import TRANSFERS, Inherited
 from reste import create_estimator
 from trainer import checkpoint, checkpoints
-from trainer.config import Config, EstimatorConfig, ModelConfig
+from trainer.config import Config, load_config
+from trainer.config_schema import EstimatorConfig
 from trainer.errors import ConfigError
 from trainer.seeding import seed_initialisation
 
 
-def create_network(config: Config, classes: list[str], device: torch.device) -> nn.Module:
+def create_network(
+    config: Config, classes: list[str], device: torch.device, *, weights_follow: bool = False
+) -> nn.Module:
     """The configured model with the run's initial weights, equal on every rank.
+
+    Args:
+        config: of the run.
+        classes: of its data.
+        device: where it is to be.
+        weights_follow: the caller loads all weights, so that what `model.init` names need not be there.
 
     Raises:
         ConfigError: model or estimator unknown, or `model.init` does not fit.
@@ -31,10 +44,10 @@ def create_network(config: Config, classes: list[str], device: torch.device) -> 
             f"model.num_classes={num_classes} is less than the {len(classes)} classes of the data: leave it null"
         )
     seed_initialisation(config.seed)
-    model = instantiate(config.model, config.estimator, num_classes)
+    model = instantiate(config, num_classes)
     check_image_sizes(config, model)
-    if config.model.init is not None:
-        load_initial_weights(model, Path(config.model.init))
+    if config.model.init is not None and not weights_follow:
+        load_initial_weights(model, config)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     memory = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return model.to(device=device, dtype=dtype).to(memory_format=memory)
@@ -57,23 +70,19 @@ def check_image_sizes(config: Config, model: nn.Module) -> None:
             ) from error
 
 
-def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int) -> nn.Module:
-    """A model by name: one of this project's binary networks, or any other of timm's, which then has no binary layer.
+def instantiate(config: Config, num_classes: int) -> nn.Module:
+    """The configured model: one of this project's binary networks, or any other of timm's, which has no binary layer.
 
     Raises:
-        ConfigError: the name is unknown; the nearest ones are offered.
+        ConfigError: a name or an option is unknown, or what is asked for does not go together.
     """
-    options = estimator_options(estimator, model.numerics)
+    model = config.model
     if model.name in models.MODELS:
-        return timm.create_model(
-            model.name,
-            num_classes=num_classes,
-            estimator=estimator.name,
-            estimator_options=options,
-            weight_bits=model.weight_bits,
-            activation_bits=model.activation_bits,
-            numerics=model.numerics,
-        )
+        choices = binarization(config)
+        try:
+            return timm.create_model(model.name, num_classes=num_classes, **choices)
+        except ValueError as error:
+            raise ConfigError(f"model.name={model.name}: {error}") from None
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, [*models.MODELS, *timm.list_models()], n=3, cutoff=0.4)
         raise ConfigError(
@@ -85,21 +94,42 @@ def instantiate(model: ModelConfig, estimator: EstimatorConfig, num_classes: int
     return timm.create_model(model.name, num_classes=num_classes)
 
 
-def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, float | bool]:
+def binarization(config: Config) -> dict[str, Any]:
+    """The arguments of `timm.create_model` that say how a network is binarised (`models.binarization`).
+
+    Raises:
+        ConfigError: an estimator or one of its options is unknown; the nearest are offered.
+    """
+    estimator, quantizer, numerics = config.estimator, config.quantizer, config.model.numerics
+    choices: dict[str, Any] = {
+        "estimator": estimator.name,
+        "estimator_options": estimator_options(estimator, numerics),
+        "weight_bits": config.model.weight_bits,
+        "activation_bits": config.model.activation_bits,
+        "numerics": numerics,
+        "weight_quantizer": quantizer.weight,
+        "activation_quantizer": quantizer.activation,
+        "quantizer_options": quantizer.options or None,
+        "scaling": quantizer.scaling,
+        "scaling_options": quantizer.scaling_options or None,
+    }
+    if estimator.weights is not None:
+        choices["weight_estimator"] = estimator.weights
+        choices["weight_estimator_options"] = _own_options(estimator.weights, estimator.weights_options, numerics)
+    return choices
+
+
+def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, Any]:
     """The options of the estimator that the configuration sets and that the estimator has.
 
     ReSTE's slope is normalised unless the configuration or the official arithmetic says otherwise.
 
     Raises:
-        ConfigError: the estimator is unknown; the nearest names are offered.
+        ConfigError: the estimator or an option of `estimator.options` is unknown; the nearest names are offered.
     """
-    try:
-        plain = create_estimator(config.name)
-    except ValueError as error:
-        raise ConfigError(f"estimator.name: {error}") from None
+    usable = _own_options(config.name, config.options, numerics)
     options = {"threshold": config.threshold, "knee": config.knee, "normalize": config.normalize}
     given = {name: value for name, value in options.items() if value is not None}
-    usable: dict[str, float | bool] = {}
     for name, value in given.items():
         try:
             create_estimator(config.name, **{name: value})
@@ -107,9 +137,15 @@ def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, float
             warnings.warn(f"estimator.{name} has no effect: {config.name} has no such option", stacklevel=2)
         else:
             usable[name] = value
-    if hasattr(plain, "normalize"):
-        usable.setdefault("normalize", numerics == "default")
     return usable
+
+
+def _own_options(name: str, options: Mapping[str, Any], numerics: str) -> dict[str, Any]:
+    try:
+        made = create_estimator(name, **options)
+    except ValueError as error:
+        raise ConfigError(f"estimator.name: {error}") from None
+    return ({"normalize": numerics == "default"} if hasattr(made, "normalize") else {}) | dict(options)
 
 
 def average_weights(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
@@ -117,18 +153,92 @@ def average_weights(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
     return None if decay is None else ModelEmaV3(model, decay=decay, foreach=True)
 
 
-def load_initial_weights(model: nn.Module, path: Path) -> None:
-    """Start from a checkpoint's evaluated weights alone (its moving average if it has one).
+@dataclass(frozen=True)
+class Stored:
+    """A network from a checkpoint, on the CPU, with its evaluated weights (its moving average if it has one).
+
+    Attributes:
+        path: the checkpoint.
+        config: of its run.
+        network: with its weights.
+        classes: that it was trained on; None if it numbers them.
+        outputs: how many it tells apart.
+    """
+
+    path: Path
+    config: Config
+    network: nn.Module
+    classes: list[str] | None
+    outputs: int
+
+
+def stored_network(path: Path, key: str, *, at: str = "best") -> Stored:
+    """The network that a checkpoint, or a checkpoint of a run, holds.
+
+    Args:
+        path: a checkpoint or a run folder.
+        key: what names it, for messages.
+        at: as in `checkpoints.resolve`.
 
     Raises:
-        ConfigError: no checkpoint there, a damaged one, or one of another model.
+        ConfigError: no checkpoint there, or a damaged one.
     """
-    folder = checkpoints.resolve(path)
+    folder = _sound(path, key, at)
+    config = load_config(folder / "config.yaml")
+    classes = checkpoint.read_manifest(folder)["classes"]
+    outputs = config.model.num_classes or len(classes or [])
+    network = instantiate(config, outputs)
+    load_weights(network, _evaluated_weights(folder), folder)
+    return Stored(folder, config, network, classes, outputs)
+
+
+def load_initial_weights(model: nn.Module, config: Config) -> Inherited:
+    """Start from a checkpoint's evaluated weights alone (its moving average if it has one): `model.init`.
+
+    Raises:
+        ConfigError: no checkpoint there, a damaged one, or one of another model than `model.transfer` can take.
+    """
+    assert config.model.init is not None
+    path, key = checkpoints.named(config.model.init, config.run_dir), f"model.init={config.model.init}"
+    if config.model.transfer is not None:
+        source = stored_network(path, key, at=config.model.init_at)
+        return transfer(source.network, model, config.model.transfer)
+    folder = _sound(path, key, config.model.init_at)
+    weights = _evaluated_weights(folder)
+    load_weights(model, weights, folder)
+    return Inherited(len(weights), sum(tensor.numel() for tensor in weights.values()))
+
+
+def transfer(source: nn.Module, target: nn.Module, way: str) -> Inherited:
+    """Hand a network's weights on to another one, and see that every tensor of the target is accounted for.
+
+    Raises:
+        ConfigError: there is no such way, or something of the source would be lost.
+    """
+    if way not in TRANSFERS:
+        raise ConfigError(f"model.transfer={way!r} is not available: use one of {', '.join(sorted(TRANSFERS))}")
+    try:
+        inherited = TRANSFERS[way](source, target)
+    except ValueError as error:
+        raise ConfigError(f"model.transfer={way}: {error}") from None
+    held = len(target.state_dict())
+    assert inherited.tensors + len(inherited.fresh) == held, f"{way} accounts for {inherited} of {held} tensors"
+    return inherited
+
+
+def _sound(path: Path, key: str, at: str) -> Path:
+    try:
+        folder = checkpoints.resolve(path, at=at)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
     damage = checkpoint.problems(folder)
     if damage:
-        raise ConfigError(f"model.init={path}: {'; '.join(damage)}; name another checkpoint")
-    stem = "ema" if (folder / "ema.pt").is_file() else "model"
-    load_weights(model, checkpoint.load_payload(folder, stem), folder)
+        raise ConfigError(f"{key}: {'; '.join(damage)}; name another checkpoint")
+    return folder
+
+
+def _evaluated_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_payload(folder, checkpoints.choose_weights(folder, "auto"))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:

@@ -86,7 +86,7 @@ def report(run: Run, bad: BadStep) -> dict[str, object]:
         "gradient_norm": bad.gradient_norm,
         "seed": run.config.seed,
         "learning_rate": run.learning_rate(bad.step),
-        "power": run.power(bad.step),
+        "power": run.power_at(bad.step),
         "world_size": run.environment.world_size,
         "samples": ids.tolist(),
         "files": [run.order.index.paths[int(sample)] for sample in ids],
@@ -145,7 +145,7 @@ def roll_back(run: Run, bad: int, done: int) -> None:
     run.state.returned[str(step)] = run.state.returned.get(str(step), 0) + 1
     if run.state.returned[str(step)] > SAME_CHECKPOINT:
         raise too_bad(f"{path} has been returned to {SAME_CHECKPOINT} times, and step {bad} is bad again", ADVICE)
-    load_tensors(path, run.model, run.ema, run.engine)
+    load_tensors(path, run.model, run.ema, run.engine, run.signs)
     run.guard.forget()
     run.recorder.event("rolled_back", done, checkpoint=step, left_out=[step + 1, done])
     log.warning("back to the weights of step %d; steps %d to %d are left out", step, step + 1, done)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from reste import binary_layers
-from trainer.config import Config, OptimConfig
+from trainer.config import Config
+from trainer.config_schema import OptimConfig
 from trainer.errors import ConfigError
 
 ROLES = ("binary", "weight", "norm", "bias")

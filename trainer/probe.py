@@ -14,7 +14,7 @@ PROBE_IMAGES = 32
 
 
 def probe(run: Run, images: torch.Tensor, plan: Plan) -> dict[str, torch.Tensor]:
-    """All indicators (`reste.indicators`) by name, 0-d and on the device; a collective.
+    """All indicators (`reste.indicators`, `reste.signs`) by name, 0-d and on the device; a collective.
 
     Weights and gradients are those between backward pass and update, the gradients averaged over the ranks and
     clipped if they are clipped. Activations come from a forward pass of their own, uncompiled and in eval mode, over
@@ -35,7 +35,7 @@ def probe(run: Run, images: torch.Tensor, plan: Plan) -> dict[str, torch.Tensor]
                 run.model(chosen)
 
     run.engine.gather_gradients()
-    indicators = collect_indicators(run.model, o_end)
+    indicators = collect_indicators(run.model, o_end) | run.signs.look(run.model)
     sums = activation_sums(run.model, forward, o_end)
     if sums:
         joint = collectives.all_reduce_(torch.stack(list(sums.values())))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.config import DataConfig
+from trainer.config_schema import DataConfig
 from trainer.data.index import Index, write_atomically
 from trainer.data.order import TrainOrder
 from trainer.data.quarantine import Finding

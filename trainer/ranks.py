@@ -37,8 +37,21 @@ def batchnorm_ranks(config: Config, environment: Environment) -> int:
         return 1
     if sync == "world":
         return world
-    images = config.train.batch_size // config.train.accumulation // world
-    return choose_group_size(sync.images, images_per_rank=images, world=world, local_world=environment.local_world_size)
+    each = _images_per_rank(config, world)
+    return choose_group_size(sync.images, images_per_rank=each, world=world, local_world=environment.local_world_size)
+
+
+def missing_images(config: Config, group_size: int, world: int) -> str | None:
+    """In words, that batch statistics are over fewer images than `batchnorm.sync` asks for; None if they are not."""
+    sync = config.batchnorm.sync
+    held = group_size * _images_per_rank(config, world)
+    if isinstance(sync, str) or world == 1 or held >= sync.images:
+        return None
+    return f"batchnorm.sync asks for statistics over {sync.images} images; all {world} ranks together hold {held}"
+
+
+def _images_per_rank(config: Config, world: int) -> int:
+    return config.train.batch_size // config.train.accumulation // world
 
 
 def batchnorm_groups(model: nn.Module, world: int, group_size: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from reste import SignMemory
 from trainer import checkpoint, checkpoints
 from trainer.config import Config, fixed_values, load_config
 from trainer.distributed import collectives
@@ -39,7 +40,13 @@ class Found:
 
 
 def claim(
-    config: Config, environment: Environment, undo: ExitStack, *, data_digest: str, batchnorm_groups: int
+    config: Config,
+    environment: Environment,
+    undo: ExitStack,
+    *,
+    data_digest: str,
+    batchnorm_groups: int,
+    teacher_digest: str | None = None,
 ) -> tuple[Path, Found | None]:
     """Lock the run's folder for as long as this process lives, and find what to resume; rank 0 decides for all.
 
@@ -49,16 +56,19 @@ def claim(
         undo: receives the release of the lock.
         data_digest: of the data that the run would go on with.
         batchnorm_groups: in how many parts these ranks would take batch statistics.
+        teacher_digest: of the weights that it would go on learning from; None without a teacher.
 
     Raises:
-        ConfigError: on every rank: another process owns the folder, or its configuration, data or batch statistics
-            differ.
+        ConfigError: on every rank: another process owns the folder, or its configuration, data, teacher or batch
+            statistics differ.
     """
     found: Found | None = None
     with collectives.agreed_errors():
         if collectives.is_main():
             path = _claim(config, undo)
             found = None if path is None else _accept(config, path, environment, data_digest, batchnorm_groups)
+            if found is not None:
+                _refuse_other_teacher(config, found.path, teacher_digest)
     return config.run_dir, collectives.broadcast_object(found)
 
 
@@ -90,6 +100,14 @@ def _accept(config: Config, path: Path, environment: Environment, data_digest: s
     progress = checkpoint.Progress(**manifest["progress"])
     checkpoints.set_aside(config.run_dir / "checkpoints", progress)
     return Found(path, progress, manifest["world_size"])
+
+
+def _refuse_other_teacher(config: Config, path: Path, digest: str | None) -> None:
+    if checkpoint.read_manifest(path).get("teacher_digest") != digest:
+        raise ConfigError(
+            f"{path} learned from other weights than {config.distill.teacher} holds now: restore the teacher, or "
+            "choose another run.name (model.init=CHECKPOINT starts from its weights)"
+        )
 
 
 def _lock(directory: Path) -> Callable[[], None]:
@@ -150,20 +168,24 @@ def refuse_changes(config: Config, path: Path) -> None:
         )
 
 
-def restore(found: Found, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine, meters: Meters) -> State:
+def restore(
+    found: Found, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine, meters: Meters, signs: SignMemory
+) -> State:
     """Put a checkpoint's tensors in place, on every rank; returns the state to go on from.
 
     Raises:
         ConfigError: a payload is missing or does not fit.
     """
-    load_tensors(found.path, model, ema, engine)
+    load_tensors(found.path, model, ema, engine, signs)
     meters.load(found.progress.meters)
     kept = asdict(found.progress)
     return State(**{field.name: kept[field.name] for field in fields(State)})
 
 
-def load_tensors(path: Path, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine) -> None:
-    """Put the weights, batch statistics, moving average and optimizer state of a checkpoint in place, on every rank.
+def load_tensors(path: Path, model: nn.Module, ema: ModelEmaV3 | None, engine: Engine, signs: SignMemory) -> None:
+    """Put weights, batch statistics, moving average, optimizer state and probed signs in place, on every rank.
+
+    A checkpoint from before the first probe has no signs, and those in memory are forgotten.
 
     Raises:
         ConfigError: a payload is missing or does not fit.
@@ -172,3 +194,5 @@ def load_tensors(path: Path, model: nn.Module, ema: ModelEmaV3 | None, engine: E
     if ema is not None:
         load_weights(ema.module, checkpoint.load_payload(path, "ema"), path)
     engine.load_state(checkpoint.load_payload(path, "engine"))
+    probed = checkpoint.load_payload(path, "signs") if (path / "signs.pt").is_file() else {}
+    signs.load_state(probed, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from reste import SignMemory, set_draws, set_powers, set_progress
 from trainer.config import Config
+from trainer.criterion import Criterion
 from trainer.data.batch import Loader
-from trainer.data.order import EvalOrder, TrainOrder
+from trainer.data.order import EvalOrder, Plan as BatchPlan, TrainOrder
 from trainer.distributed.engine import Engine
 from trainer.distributed.environment import Environment
 from trainer.faults import Faults
@@ -24,6 +27,7 @@ from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
 from trainer.quarantine import SharedQuarantine
 from trainer.saver import Saver
+from trainer.schedule import Power
 from trainer.stopping import Stopper
 from trainer.stragglers import Stragglers
 from trainer.tracking.recorder import Recorder
@@ -69,6 +73,7 @@ class State:
         evaluation_due: whether the evaluation that belongs to this step is still to be made.
         skipped: steps left out because they were not finite (`train.nonfinite=skip N`).
         returned: how often the run has gone back to the checkpoint of a step (`train.nonfinite=rollback`).
+        steered_power: where `estimator.hold_instability` has brought the power; None before the first probe.
     """
 
     step: int = 0
@@ -80,6 +85,7 @@ class State:
     evaluation_due: bool = False
     skipped: int = 0
     returned: dict[str, int] = field(default_factory=dict)
+    steered_power: float | None = None
 
 
 @dataclass
@@ -94,8 +100,10 @@ class Run:
     model: nn.Module
     ema: ModelEmaV3 | None
     engine: Engine
+    criterion: Criterion
     learning_rate: Callable[[int], float]
-    power: Callable[[int], float]
+    power: Power
+    progress: Callable[[int], float]
     pixels: Pixels
     order: TrainOrder
     feed: Feed
@@ -112,8 +120,24 @@ class Run:
     faults: Faults
     directory: Path
     about: dict[str, Any]
+    signs: SignMemory = field(default_factory=SignMemory)
     close: Callable[[], None] = lambda: None
     """Stops loaders, sender and process group; `build` sets it."""
+
+    def follow_schedules(self, step: int) -> None:
+        """Write into the network what holds for the step after `step` completed ones; nothing is recompiled."""
+        set_powers(self.model, partial(self.power_at, step))
+        set_progress(self.model, self.progress(step))
+
+    def follow_batch(self, plan: BatchPlan) -> None:
+        """Write into the network what the noise of the coming forward pass belongs to, if it has any."""
+        set_draws(self.model, seed=self.config.seed, step=plan.step, samples=torch.tensor(plan.ids))
+
+    def power_at(self, step: int, depth: float = 0.5) -> float:
+        """The power for the step after `step` completed ones, at a layer's depth: scheduled, or steered by probes."""
+        if self.config.estimator.hold_instability is None:
+            return self.power(step, depth)
+        return self.state.steered_power or 1.0
 
     @property
     def evaluated_model(self) -> nn.Module:

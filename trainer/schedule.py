@@ -107,24 +107,37 @@ class ReferenceRate:
 
 
 @dataclass(frozen=True)
-class Power:
-    """The estimator's power o from 1 to `end` (ReSTE, Wu et al. 2023).
+class Progress:
+    """The share of training that is done: epoch / epochs with granularity `epoch`, as in the official code, else
+    step / (steps - 1)."""
 
-    With granularity `epoch`, progress is epoch / epochs, as in the official code, which so never reaches `end`; with
-    `step` it is step / (steps - 1) and the last step has exactly `end`.
-    """
-
-    end: float
-    shape: Callable[[float, float], float]
     total_steps: int
     steps_per_epoch: int
     granularity: Granularity
 
     def __call__(self, step: int) -> float:
-        """The power for the step after `step` completed ones."""
+        """In [0, 1], for the step after `step` completed ones."""
         at = snap(step, self.steps_per_epoch, self.granularity)
         span = self.total_steps if self.granularity == "epoch" else max(self.total_steps - 1, 1)
-        return self.shape(min(at / span, 1.0), self.end)
+        return min(at / span, 1.0)
+
+
+@dataclass(frozen=True)
+class Power:
+    """The estimator's power o from 1 to `end` (ReSTE, Wu et al. 2023).
+
+    With granularity `epoch` it never reaches `end`, as in the official code; with `step` the last step has it exactly.
+    """
+
+    end: float
+    shape: Callable[[float, float], float]
+    progress: Progress
+    by_layer: power_schedules.LayerOrder = "together"
+
+    def __call__(self, step: int, depth: float = 0.5) -> float:
+        """The power for the step after `step` completed ones, of a layer at a depth from 0 (first) to 1 (last)."""
+        own = power_schedules.layer_progress(self.progress(step), depth, self.by_layer)
+        return self.shape(own, self.end)
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> LearningRate | ReferenceRate:
@@ -165,7 +178,11 @@ def power(config: Config, steps_per_epoch: int) -> Power:
     return Power(
         end=config.estimator.o_end,
         shape=power_schedules.POWER_SCHEDULES[config.estimator.schedule],
-        total_steps=config.train.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        granularity=config.estimator.granularity,
+        progress=progress(config, steps_per_epoch),
+        by_layer=config.estimator.by_layer,
     )
+
+
+def progress(config: Config, steps_per_epoch: int) -> Progress:
+    """How far training is, for what is annealed."""
+    return Progress(config.train.epochs * steps_per_epoch, steps_per_epoch, config.estimator.granularity)

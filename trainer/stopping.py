@@ -12,6 +12,7 @@ from trainer.cadence import due
 from trainer.distributed import collectives
 from trainer.pulse import Pulse
 from trainer.signals import Requests
+from trainer.tracking.staging import is_stage
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ class Stopper:
     """Collects requests to stop.
 
     Args:
-        run_dir: a file named STOP in it is a request, removed when it is seen. One that was there before this start is
-            removed with a warning.
+        run_dir: a file named STOP in it is a request, removed when it is seen; for a stage also one in the folder of
+            the whole training. One that was there before this start is removed with a warning.
         requests: signals to this process.
         time_limit_min: minutes after the start of this process after which to stop, or None.
         pulse: told of every batch of an evaluation.
@@ -38,14 +39,16 @@ class Stopper:
         self, run_dir: Path, requests: Requests, pulse: Pulse, *, time_limit_min: float | None, every: int
     ) -> None:
         self._pulse = pulse
-        self._file = run_dir / STOP_FILE
+        # A stage also heeds the file of the whole training.
+        folders = [run_dir, run_dir.parent] if is_stage(run_dir) else [run_dir]
+        self._files = [folder / STOP_FILE for folder in folders]
         self._requests = requests
         self._deadline = None if time_limit_min is None else requests.started + 60 * time_limit_min
         self._every = every
         self._other: str | None = None
         self._agreed = False
         if collectives.is_main():
-            self._remove_old_file()
+            self._remove_old_files()
 
     @property
     def reason(self) -> str | None:
@@ -74,16 +77,18 @@ class Stopper:
     def _ask(self) -> bool:
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._other = self._other or "time limit"
-        if collectives.is_main() and self._file.exists():
-            self._other = self._other or f"file {self._file}"
-            self._file.unlink(missing_ok=True)
+        for file in self._files if collectives.is_main() else ():
+            if file.exists():
+                self._other = self._other or f"file {file}"
+                file.unlink(missing_ok=True)
         return collectives.agree_any(self.reason is not None)
 
-    def _remove_old_file(self) -> None:
-        try:
-            old = self._file.stat().st_mtime < self._requests.began_at
-        except FileNotFoundError:
-            return
-        if old:
-            self._file.unlink(missing_ok=True)
-            log.warning("%s is older than this start: removed; make it again to stop", self._file)
+    def _remove_old_files(self) -> None:
+        for file in self._files:
+            try:
+                old = file.stat().st_mtime < self._requests.began_at
+            except FileNotFoundError:
+                continue
+            if old:
+                file.unlink(missing_ok=True)
+                log.warning("%s is older than this start: removed; make it again to stop", file)

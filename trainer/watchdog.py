@@ -118,7 +118,8 @@ class Watchdog:
             faulthandler.dump_traceback(sys.stderr)
             print(f"error: {pulse.doing} has taken {silent_s:.0f} s: raise run.start_timeout_s", file=sys.stderr)
             os._exit(EXIT_HUNG)
-        if not self._inquest.is_known() and self._log is not None:
+        if self._log is not None:
+            # Also if another rank has asked for stacks by a signal: the thread that answers it may not get to its end.
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
             place = self._directory / "logs" / f"collectives_rank_{self._inquest.rank}.json"

@@ -8,7 +8,7 @@
 #SBATCH --signal=@@signal
 #SBATCH --@@requeue
 
-RUN=@@run
+@@place
 REQUEUES=@@requeues  # at most
 FAILURES=@@failures  # in a row that saved no checkpoint, at most
 JOB=$RUN/slurm/$SLURM_JOB_ID
@@ -50,7 +50,7 @@ export RESTE_EXIT_FILE=$JOB.code  # torchrun turns every exit code into 1; the r
 until PORT=$((15000 + RANDOM % 15000)); ! (: < "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do :; done
 # Ranks notice a lost peer by themselves; --wait ends those that do not.
 alone srun --cpus-per-task="$SLURM_CPUS_ON_NODE" --wait=60@@srun \
-    bash -c "$(declare -p RUN PORT; declare -f listen alone agent); listen; alone agent"
+    bash -c "$(declare -p @@passed PORT; declare -f listen alone agent); listen; alone agent"
 trap "" USR1; trap "ending=1" TERM; rm -f "$RUN/STOP"  # from here on it would stop the next start
 
 code=$(cat "$JOB.code" 2>/dev/null || echo 1)

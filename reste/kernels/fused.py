@@ -2,7 +2,7 @@
 
 Inputs that fill one piece of memory, row-major or channels_last, are read where they lie; others are copied first.
 Signs, bits and `ste_backward` equal the reference bit for bit. `reste_backward` computes in float32 (float64 for
-float64), with exp2(log2 |x| (1-o)/o) where the reference has exp(log |x| (1-o)/o); docs/kernels.md states the error.
+float64) by exp2(log2 |x| (1-o)/o), as the reference does; docs/kernels.md states the error.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,36 @@ def test_a_job_that_slurm_refuses_is_one_line_and_leaves_nothing(user: User) -> 
     assert "absent" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in user.folder.iterdir()] == ["site.yaml"]
+
+
+def test_an_array_trains_the_runs_of_a_study_side_by_side_and_its_report_compares_them(user: User) -> None:
+    study = [*SETTINGS, "train.max_steps=4", f"data.root={user.digits}", "run.name=both", "tracking.enabled=true"]
+    study += ["--case", "plain:", "--case", "steep: estimator.o_end=5"]
+    done = user.reste("slurm", "submit", QUICK, *study, "--nodes=1")
+    assert done.stdout.startswith("job "), done.stderr
+    assert "compare  reste study runs" in done.stdout
+    user.cluster.wait_for_empty_queue()
+    user.nobody_is_left()
+    folder = user.run("both-study")
+    told = "".join(log.read_text() for log in sorted((folder / "slurm").glob("*.log")))
+    assert {path.parent.name for path in folder.glob("*/result.json")} == {"plain-seed1234", "steep-seed1234"}, told
+    compared = user.reste("study", "runs", QUICK, *study, "--report")
+    assert compared.returncode == 0, compared.stderr
+    with (folder / "cases.csv").open(newline="") as file:
+        assert [(row["case"], row["n"]) for row in csv.DictReader(file)] == [("plain", "1"), ("steep", "1")]
+    runs = {run["name"]: run for run in mlflow_runs(user.folder / "runs" / "mlflow.db")}
+    assert set(runs) == {"both-study", "plain-seed1234", "steep-seed1234"}
+    assert runs["plain-seed1234"]["parent"] == runs["steep-seed1234"]["parent"] == runs["both-study"]["id"]
+    again = user.reste("slurm", "submit", QUICK, *study, "--nodes=1")
+    assert again.returncode == 2
+    assert "are finished" in again.stderr
+
+
+def mlflow_runs(database: Path) -> list[dict[str, str]]:
+    """Name, id and parent of every run, without MLflow."""
+    query = (
+        "select name, run_uuid, (select value from tags where tags.run_uuid = runs.run_uuid "
+        "and key = 'mlflow.parentRunId') from runs"
+    )
+    with closing(sqlite3.connect(database)) as connection:
+        return [dict(zip(("name", "id", "parent"), row, strict=True)) for row in connection.execute(query)]

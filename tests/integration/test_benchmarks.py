@@ -55,7 +55,8 @@ def test_the_estimator_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "counts"),
     [
-        (("layer", "step", "memory"), (2, 3, 3)),
+        (("layer", "step", "memory"), (2, 3, 4)),
+        (("int8", "weights"), (1, 1)),
         (("loader",), (3,)),
         (("loop", "trainer", "indicators"), (1, 2, 1)),
     ],

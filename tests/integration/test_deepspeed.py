@@ -165,4 +165,4 @@ def test_every_launcher_trains_to_the_same_weights(tmp_path: Path) -> None:
         assert manifest["world_size"] == 2
         found[name] = {file: told["sha256"] for file, told in manifest["files"].items() if file.endswith(".pt")}
     assert found["torchrun"] == found["deepspeed"] == found["reste"]
-    assert set(found["reste"]) == {"model.pt", "engine.pt"}
+    assert set(found["reste"]) == {"model.pt", "engine.pt", "signs.pt"}

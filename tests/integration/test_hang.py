@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, SMALL, Life, records, reste
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.alone]
 TIMEOUT_S = 6
 
 
@@ -24,7 +24,7 @@ def test_a_stopped_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Pa
     run, log = tmp_path / "x", tmp_path / "log"
     command = arguments(tmp_path, digits, f"run.step_timeout_s={TIMEOUT_S}")
     with Life(*command, log=log) as life:
-        life.wait_for_step(run / "journal.jsonl", 4)
+        life.wait_for(run / "checkpoints" / "step_00000004" / "manifest.json")
         victim = life.ranks()[1]
         os.kill(victim, signal.SIGSTOP)
         began = time.monotonic()

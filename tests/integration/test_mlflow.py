@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from trainer.tracking.status import write_status
 from trainer.tracking.sync import sync_run
 
 # MLflow's own warnings are not ours to mend; those of the sender are asserted one by one.
-pytestmark = [pytest.mark.timeout(90), pytest.mark.filterwarnings("default::ResourceWarning")]
+pytestmark = [pytest.mark.timeout(90), pytest.mark.alone, pytest.mark.filterwarnings("default::ResourceWarning")]
 ROOT = Path(__file__).parents[2]
 
 
@@ -209,16 +210,41 @@ def test_two_runs_start_at_once_on_a_store_that_does_not_exist_yet(tmp_path: Pat
     folders = [tmp_path / "runs" / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir(parents=True)
-    children = [start_trainer(folder, 0, 300, 0.005) for folder in folders]
-    for child in children:
-        _, said = child.communicate(timeout=80)
-        assert (child.returncode, said) == (0, "")
+    with ExitStack() as stack:
+        children = [stack.enter_context(start_trainer(folder, 0, 300, 0.005)) for folder in folders]
+        for child in children:
+            _, said = child.communicate(timeout=80)
+            assert (child.returncode, said) == (0, "")
     runs = [mlflow_run(folder) or ("", "") for folder in folders]
     assert runs[0][0] == runs[1][0]
     store = client(runs[0][0])
     assert len({store.get_run(run_id).info.experiment_id for _, run_id in runs}) == 1
     for folder, (uri, run_id) in zip(folders, runs, strict=True):
         assert in_store(uri, run_id) == in_journal(folder / "journal.jsonl")
+
+
+OPENER = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from trainer.tracking.store import MlflowStore
+print("ready", flush=True)
+sys.stdin.readline()
+MlflowStore(sys.argv[1], "reste").open()
+"""
+
+
+@pytest.mark.slow
+def test_one_of_many_processes_makes_the_tables_while_the_others_wait(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPENER, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with ExitStack() as stack:
+        children = [stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, **pipes)) for _ in range(3)]
+        for child in children:
+            assert child.stdout.readline() == "ready\n", child.stderr.read()
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        assert [(child.communicate(timeout=80)[1], child.returncode) for child in children] == [("", 0)] * 3
 
 
 @pytest.fixture

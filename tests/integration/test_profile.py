@@ -19,11 +19,12 @@ from trainer.loop import train, train_step
 from trainer.pixels import Pixels
 from trainer.run import Run
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.alone]
 SLEPT_S = 0.7
 SYNTHETIC = ("data.loader=synthetic", "data.synthetic.samples=96", "eval.every=0", "log.indicators_every=0")
 
 
+@pytest.mark.slow
 def test_the_sections_of_two_ranks_add_up_and_a_slow_loader_shows(tmp_path: Path) -> None:
     run = tmp_path / "x"
     command = ["train", QUICK, *SMALL, *SYNTHETIC, f"run.dir={tmp_path}", "run.name=x", "log.profile=3+3", "--nproc=2"]

@@ -30,13 +30,22 @@ TRANSFORMER = (
     "data.synthetic={samples: 14, classes: 10}",
     "estimator={threshold: null, knee: null}",
 )
+# Noise in every sign, of weights and of activations, over the end of an epoch.
+STOCHASTIC = (
+    *BINARY,
+    "train.max_steps=9",
+    "log.indicators_every=0",
+    "estimator={name: identity, threshold: null, knee: null}",
+    "quantizer={weight: stochastic_mirror, activation: stochastic, scaling: none}",
+)
 RUNS = {
-    1: {"binary": BINARY, "transformer": TRANSFORMER},
+    1: {"binary": BINARY, "transformer": TRANSFORMER, "stochastic": STOCHASTIC},
     2: {
         "binary": BINARY,
         "unprobed": (*BINARY, "log.indicators_every=0"),
         "unsynchronised": (*BINARY, "batchnorm.sync=off"),
         "transformer": (*TRANSFORMER, "train.accumulation=3"),
+        "stochastic": STOCHASTIC,
     },
     3: {"binary": BINARY},
 }
@@ -96,6 +105,12 @@ def test_probes_leave_training_and_evaluation_as_they_are(journals: dict[tuple[i
     kept = [(step, values) for step, values in probed if not any(name.startswith("indicator/") for name in values)]
     assert kept == unprobed
     assert "val/loss" in unprobed[-1][1]
+
+
+def test_random_signs_are_the_same_on_any_number_of_ranks(found: dict[tuple[int, str], list[float]]) -> None:
+    alone = found[1, "stochastic"]
+    assert len(alone) == 9
+    assert found[2, "stochastic"] == pytest.approx(alone, abs=1e-9, rel=0)
 
 
 def test_plain_batchnorm_does_not(found: dict[tuple[int, str], list[float]]) -> None:

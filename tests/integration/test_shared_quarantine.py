@@ -12,7 +12,7 @@ from image_tree import make_tree
 from spawn import run_ranks
 from trainings import records
 
-from trainer.config import DataConfig
+from trainer.config_schema import DataConfig
 from trainer.data.index import load_index
 from trainer.data.order import Augment, TrainOrder
 from trainer.data.prepare.folder import prepare_folder

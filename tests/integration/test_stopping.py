@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, SMALL, Life, metrics, records, reste
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
 slow = pytest.mark.slow
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer")
 

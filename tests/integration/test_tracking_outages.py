@@ -19,7 +19,7 @@ from trainer.tracking.sent import mlflow_run
 from trainer.tracking.status import write_status
 from trainer.tracking.sync import sync_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("default::ResourceWarning")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.alone, pytest.mark.filterwarnings("default::ResourceWarning")]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from official_twins import OFFICIAL, OFFICIAL_FULL_PRECISION, Binarizer, BinaryConv, randomise
 
 import models
-from models.parts import conv3x3_maker
+from models.binarization import Binarization
 from reste import binary_layers, create_estimator, set_power
 
 POWER = 2.0
@@ -69,9 +69,9 @@ def test_logits_of_every_official_full_precision_network_are_equal(name):
     assert_same_logits(*pair(name, official=OFFICIAL_FULL_PRECISION, **bits), images(name))
 
 
-def test_every_registered_network_is_compared():
-    assert set(OFFICIAL) == set(models.MODELS)
-    assert set(OFFICIAL_FULL_PRECISION) - set(models.MODELS) == set(models.FULL_PRECISION)
+def test_every_network_of_the_official_code_is_compared():
+    assert set(OFFICIAL) == {*models.resnet.default_cfgs, *models.vgg.default_cfgs}
+    assert set(OFFICIAL_FULL_PRECISION) - set(OFFICIAL) == set(models.FULL_PRECISION)
 
 
 def dense_grid() -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_the_binarizer_is_equal_on_a_dense_grid_forward_and_backward(power):
 
 
 def test_the_layer_and_all_its_gradients_are_equal():
-    ours = conv3x3_maker(numerics="reference")(16, 6, 2)
+    ours = Binarization(numerics="reference")(16, 6, 2)
     twin = BinaryConv(16, 6, 3, stride=2, padding=1, bias=False)
     randomise(twin)
     ours.load_state_dict(twin.state_dict())

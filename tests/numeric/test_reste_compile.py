@@ -16,8 +16,10 @@ from reste import (
     reste_curve,
     reste_sign,
     set_power,
+    set_progress,
 )
 
+IN_A_NETWORK = ("approx_sign", "identity", "reste", "ste")
 POWERS = (1.0, 1.2, 1.9843, 2.5, 2.984, 3.0)
 
 
@@ -106,9 +108,9 @@ def test_powers_can_be_set_through_the_compiled_wrapper(counter):
 
 @pytest.mark.parametrize(
     ("name", "scale", "zero"),
-    [("reste", "before", "zero")] + [(name, "after", "one") for name in list_estimators()],
+    [("reste", "before", "zero")] + [(name, "after", "one") for name in IN_A_NETWORK],
 )
-def test_every_estimator_compiles_without_graph_breaks(counter, name, scale, zero):
+def test_a_network_compiles_without_graph_breaks(counter, name, scale, zero):
     torch.manual_seed(0)
     net = Net(name, scale, zero).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -117,4 +119,19 @@ def test_every_estimator_compiles_without_graph_breaks(counter, name, scale, zer
     actual = train_step(compiled, x)
     for key, grad in expected.items():
         torch.testing.assert_close(actual[f"_orig_mod.{key}"], grad, rtol=1e-9, atol=1e-12)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(list_estimators()) - set(IN_A_NETWORK)))
+def test_one_graph_of_an_estimator_serves_a_whole_training(counter, name):
+    estimators = [create_estimator(name) for _ in range(2)]
+    layer = BinaryLinear(3, 2, weight_estimator=estimators[0], activation_estimator=estimators[1]).double()
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for power, progress in ((1.0, 0.0), (1.9843, 0.5), (3.0, 1.0)):
+        set_power(layer, power)
+        set_progress(layer, progress)
+        expected, actual = train_step(layer, x), train_step(compiled, x)
+        for key, grad in expected.items():
+            torch.testing.assert_close(actual[f"_orig_mod.{key}"], grad, rtol=1e-9, atol=1e-12)
     assert counter.frame_count == 1

@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from reste_twins import TWINS
 
 from reste import binary_sign, create_estimator, list_estimators, set_power
 
+BINARY = [name for name in list_estimators() if create_estimator(name).values == (-1.0, 1.0)]
+FLAT_AT_ZERO = {"relu_ste", "clipped_relu_ste", "heaviside", "ternary_duo", "reste_levels"}
+UNBOUNDED = {"identity", "relu_ste"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -66,25 +70,27 @@ def test_binary_sign_is_a_constant_for_autograd(zero):
 @pytest.mark.parametrize("power", [1.0, 3.0, 100.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list_estimators())
-def test_forward_is_plus_or_minus_one_and_backward_is_finite(name, dtype, power):
+def test_forward_is_one_of_the_values_and_backward_is_finite(name, dtype, power):
     estimator = create_estimator(name)
     set_power(estimator, power)
     x = extremes(dtype).requires_grad_()
     y = estimator(x)
     y.backward(torch.ones_like(y))
     assert y.dtype == x.grad.dtype == dtype
-    assert y.tolist() == by_hand(x)
+    assert y.tolist() == [TWINS[name].value(value) for value in x.tolist()]
+    assert set(y.tolist()) <= set(estimator.values)
     assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", list_estimators())
+@pytest.mark.parametrize("name", sorted(set(list_estimators()) - FLAT_AT_ZERO))
 def test_the_slope_at_zero_is_one_of_the_largest(name, dtype):
     estimator = create_estimator(name)
     set_power(estimator, 3.0)
     x = torch.tensor([0.0, -0.0, 0.5], dtype=dtype, requires_grad=True)
     estimator(x).sum().backward()
-    assert x.grad[0] == x.grad[1] >= x.grad[2] > 0
+    assert x.grad[0] == x.grad[1] >= x.grad[2]
+    assert x.grad[0] > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,7 +104,7 @@ def test_curves_keep_dtype_and_are_finite_where_they_should_be(name, dtype):
     assert y.dtype == dtype
     assert x.grad.isfinite().all()
     assert not y.isnan().any()
-    if name != "identity":
+    if name not in UNBOUNDED:
         assert y.isfinite().all()
 
 
@@ -123,11 +129,11 @@ def test_nan_input_gives_a_sign_and_no_nan_gradient(name):
     x = torch.tensor([math.nan, 0.5], requires_grad=True)
     y = create_estimator(name)(x)
     y.sum().backward()
-    assert y.tolist() == [1, 1]
+    assert y[0].item() in ([1.0] if name in BINARY else create_estimator(name).values)
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", list_estimators())
+@pytest.mark.parametrize("name", BINARY)
 def test_estimators_can_keep_zero_without_changing_the_gradient(name):
     results = []
     for zero in ("one", "zero"):

@@ -43,7 +43,7 @@ class Network(torch.nn.Module):
 
 def numpy_error(weight, name, power):
     curve = TWINS[name].curves(torch.from_numpy(weight.ravel()), power).numpy()
-    signs = np.where(weight.ravel() < 0, -1.0, 1.0)
+    signs = np.array([TWINS[name].value(float(value)) for value in weight.ravel()])
     return np.sqrt(np.sum((curve - signs) ** 2))
 
 
@@ -60,7 +60,7 @@ def test_estimating_error_equals_numpy(name, power):
 
 
 def test_estimating_error_of_signs_is_zero_and_of_a_zero_is_one():
-    for name in list_estimators():
+    for name in ("reste", "ste", "identity", "approx_sign", "dsq", "rational"):
         estimator = create_estimator(name)
         assert estimating_error(torch.tensor([1.0, -1.0, 1.0]), estimator).item() == 0
         assert estimating_error(torch.zeros(1), estimator).item() == 1

@@ -132,6 +132,22 @@ def test_weight_gradient_is_slope_times_gradient_plus_the_scales_own():
     torch.testing.assert_close(layer.weight.grad, expected, rtol=0, atol=1e-12)
 
 
+def test_a_weight_of_zeros_has_a_finite_gradient():
+    layer = BinaryLinear(4, 3, False, dtype=torch.float64, weight_estimator=create_estimator("reste", power=2.0))
+    torch.nn.init.zeros_(layer.weight)
+    layer(torch.randn(5, 4, dtype=torch.float64)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.zeros(3, 4, dtype=torch.float64))
+
+
+def test_what_the_convolution_gives_is_not_kept_for_the_backward_pass():
+    layer = conv_with_zeros(bias=False, weight_estimator=create_estimator("ste"))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        out = layer(image().requires_grad_())
+    assert image().shape in kept, "what it multiplies is"
+    assert out.shape not in kept
+
+
 def test_scale_is_one_number_and_lets_the_gradient_through():
     weight = torch.tensor([[1.0, -3.0], [0.5, -0.5]], requires_grad=True)
     scale = weight_scale(weight)

@@ -11,7 +11,17 @@ import torch
 from reste import cosine_power
 from trainer.config import load_config
 from trainer.errors import ConfigError
-from trainer.schedule import LearningRate, Power, ReferenceRate, constant, cosine, learning_rate, linear, stairs
+from trainer.schedule import (
+    LearningRate,
+    Power,
+    Progress,
+    ReferenceRate,
+    constant,
+    cosine,
+    learning_rate,
+    linear,
+    stairs,
+)
 
 
 def rate(**changes: object) -> LearningRate:
@@ -95,14 +105,14 @@ def test_linear_constant_and_stairs() -> None:
 
 
 def test_power_by_epoch_is_the_published_one_and_never_arrives() -> None:
-    power = Power(end=3.0, shape=cosine_power, total_steps=2500, steps_per_epoch=10, granularity="epoch")
+    power = Power(3.0, cosine_power, Progress(2500, 10, "epoch"))
     published = {0: 1.0, 25: 1.0246, 125: 1.5858, 187: 2.2288, 249: 2.9874}
     for epoch, value in published.items():
         assert power(epoch * 10) == power(epoch * 10 + 9) == pytest.approx(value, abs=5e-5)
 
 
 def test_power_by_step_begins_at_one_and_ends_at_its_end() -> None:
-    power = Power(end=3.0, shape=cosine_power, total_steps=2500, steps_per_epoch=10, granularity="step")
+    power = Power(3.0, cosine_power, Progress(2500, 10, "step"))
     assert power(0) == 1.0
     assert power(2499) == 3.0
     values = [power(step) for step in range(2500)]

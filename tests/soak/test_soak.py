@@ -196,6 +196,7 @@ def soak(folder: Path, digits: Path, size: Size, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_six_faults_leave_no_trace(tmp_path: Path, digits: Path) -> None:
     soak(tmp_path, digits, SMALL, seed=0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from trainer.config import Config
 from trainer.distributed.batchnorm import (
     BatchNormGroup,
     SyncBatchNorm,
@@ -18,7 +18,9 @@ from trainer.distributed.batchnorm import (
     convert_batchnorm,
     make_bn_group,
 )
+from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError
+from trainer.ranks import batchnorm_ranks, missing_images
 
 PAIR = BatchNormGroup("pair", 2)
 
@@ -44,16 +46,25 @@ def test_the_smallest_group_that_reaches_the_images_is_chosen(
     assert choose_group_size(images, images_per_rank=per_rank, world=world, local_world=local_world) == size
 
 
-def test_a_world_that_is_too_small_is_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert choose_group_size(256, images_per_rank=16, world=8, local_world=4) == 8
-    assert "256" in caplog.text
-    assert "128" in caplog.text
+def test_a_world_that_is_too_small_is_used_whole() -> None:
+    assert choose_group_size(256, images_per_rank=16, world=8, local_world=4) == 8
 
 
-def test_a_world_that_suffices_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    choose_group_size(256, images_per_rank=32, world=8, local_world=4)
-    assert not caplog.records
+@pytest.mark.parametrize(
+    ("sync", "batch", "world", "said"),
+    [
+        ({"images": 256}, 128, 8, "over 256 images; all 8 ranks together hold 128"),
+        ({"images": 256}, 256, 8, None),
+        ("world", 128, 8, None),
+        ("off", 128, 8, None),
+        ({"images": 256}, 128, 1, None),
+    ],
+)
+def test_images_that_statistics_miss_are_named(sync: object, batch: int, world: int, said: str | None) -> None:
+    config = Config.model_validate({"batchnorm": {"sync": sync}, "train": {"batch_size": batch}})
+    group = batchnorm_ranks(config, Environment(world_size=world, local_world_size=world))
+    missing = missing_images(config, group, world)
+    assert missing is None if said is None else said in str(missing)
 
 
 def test_groups_are_neighbours_and_cover_the_world() -> None:

@@ -73,7 +73,7 @@ def test_a_configuration_that_asks_for_bits_of_them_is_warned_and_one_that_does_
     config = load_config(None, wanted)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        instantiate(config.model, config.estimator, 10)
+        instantiate(config, 10)
     config = load_config(None, wanted[:1])
     with pytest.warns(UserWarning, match="resnet20 has no binary layers"):
-        instantiate(config.model, config.estimator, 10)
+        instantiate(config, 10)

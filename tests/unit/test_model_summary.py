@@ -37,6 +37,15 @@ def test_a_small_net_is_counted_as_by_hand():
     assert summary.operations == (6912 + 10) + (3456 + 480) / 64
 
 
+@pytest.mark.parametrize(
+    ("scaling", "numbers"), [("layer", 1), ("channel", 6), ("power_of_two", 6), ("none", 0), ("learned", 6)]
+)
+def test_scales_are_counted_once_whether_they_are_learned_or_not(scaling: str, numbers: int):
+    conv = BinaryConv2d(4, 6, 3, bias=False, scaling=scaling, **binarizers())
+    rows = summarize(conv, 8, in_chans=4).layers
+    assert sum(row.deployed_bits for row in rows) == 4 * 6 * 9 + 32 * numbers
+
+
 def test_groups_divide_the_work():
     (row,) = summarize(nn.Conv2d(4, 8, 3, groups=2, bias=False), 5, in_chans=4).layers
     assert row.macs == 3 * 3 * 8 * 2 * 9

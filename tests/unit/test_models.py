@@ -12,8 +12,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import models
+from models.binarization import Binarization
+from models.entry import choose
 from models.parts import (
-    conv3x3_maker,
     he_convolutions,
     he_convolutions_and_linear,
     padding_shortcut,
@@ -24,6 +25,22 @@ from reste import BinaryConv2d, Estimator, binary_layers, get_power, set_power
 
 IMAGENET = ("resnet18_1w1a", "resnet34_1w1a")
 CIFAR = ("resnet18_cifar_1w1a", "resnet20_1w1a", "resnet20_bireal_1w1a", "vgg_small_1w1a")
+FIELD_SMALL = (
+    "bireal20_1w1a",
+    "reactnet20_1w1a",
+    "real_to_binary20_1w1a",
+    "binary_duo20_1w1a",
+    "binary_duo20_coupled_1w2a",
+)
+FIELD_LARGE = (
+    "bireal18_1w1a",
+    "bireal34_1w1a",
+    "reactnet18_1w1a",
+    "reactnet_a_1w1a",
+    "real_to_binary18_1w1a",
+    "binary_duo18_1w1a",
+    "binary_duo18_coupled_1w2a",
+)
 BINARY_CONVOLUTIONS = {
     "resnet18_1w1a": 16,
     "resnet34_1w1a": 32,
@@ -31,11 +48,44 @@ BINARY_CONVOLUTIONS = {
     "resnet20_1w1a": 18,
     "resnet20_bireal_1w1a": 18,
     "vgg_small_1w1a": 5,
+    **dict.fromkeys(FIELD_SMALL, 18),
+    **dict.fromkeys(FIELD_LARGE, 16),
+    "bireal34_1w1a": 32,
+    "reactnet_a_1w1a": 26,
 }
-PARAMETERS = {"resnet18_1w1a": 11_690_536, "resnet34_1w1a": 21_798_696}
-BINARY_WEIGHTS = {"resnet18_1w1a": 10_985_472, "resnet34_1w1a": 21_086_208}
+# The two of the ReSTE paper and ReActNet-A as published; the others follow from ResNet-18's and -34's plain networks of
+# timm, 11,689,512 and 21,797,672 parameters, whose 1x1 shortcuts and classifier are the same size.
+PARAMETERS = {
+    "resnet18_1w1a": 11_690_536,
+    "resnet34_1w1a": 21_798_696,
+    "bireal18_1w1a": 11_689_512,
+    "bireal34_1w1a": 21_797_672,
+    "reactnet_a_1w1a": 29_343_592,
+    # Three numbers for each channel of an RPReLU, one for each that enters an RSign.
+    "reactnet18_1w1a": 11_689_512 + 12 * (64 + 128 + 256 + 512) + (5 * 64 + 4 * 128 + 4 * 256 + 3 * 512),
+    # Norms of what enters a convolution, not of what leaves it; a slope for each channel; gates of an eighth:
+    # c^2 / 4 each, 3 c^2 / 32 where c is new.
+    "real_to_binary18_1w1a": 11_689_512
+    + 2 * (64 - 512)
+    + 64
+    + 4 * (64 + 128 + 256 + 512)
+    + 64 * 64
+    + sum(3 * c * c // 4 + 3 * c * c // 32 for c in (128, 256, 512)),
+}
+BINARY_WEIGHTS = {
+    "resnet18_1w1a": 10_985_472,
+    "resnet34_1w1a": 21_086_208,
+    "bireal18_1w1a": 10_985_472,
+    "bireal34_1w1a": 21_086_208,
+    "reactnet18_1w1a": 10_985_472,
+    "reactnet_a_1w1a": 28_253_184,
+    "real_to_binary18_1w1a": 10_985_472,
+}
 
-every_name = pytest.mark.parametrize("name", IMAGENET + CIFAR)
+every_name = pytest.mark.parametrize("name", IMAGENET + CIFAR + FIELD_SMALL + FIELD_LARGE)
+every_official_name = pytest.mark.parametrize("name", IMAGENET + CIFAR)
+# What costs seconds runs on one small network of each family.
+every_family = pytest.mark.parametrize("name", IMAGENET + CIFAR + FIELD_SMALL)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +109,7 @@ def structure(name: str, **options) -> nn.Module:
 
 def small_resnet(block: type = BiRealBlock, **options) -> BinaryResNet:
     shortcut = padding_shortcut if block is PlainBlock else projection_shortcut
-    conv = conv3x3_maker(**options)
+    conv = Binarization(**options)
     return BinaryResNet((1, 1), (8, 16), conv=conv, block=block, shortcut=shortcut, stem=(3, 1), num_classes=5)
 
 
@@ -97,12 +147,12 @@ def official_keys(name: str) -> set[str]:
 # names and sizes
 
 
-def test_all_six_models_are_registered_with_timm():
-    assert set(models.MODELS) == set(IMAGENET + CIFAR)
-    assert set(models.MODELS) <= set(timm.list_models("*_1w1a"))
+def test_all_models_are_registered_with_timm():
+    assert set(models.MODELS) == set(IMAGENET + CIFAR + FIELD_SMALL + FIELD_LARGE)
+    assert set(models.MODELS) <= set(timm.list_models("*_1w*a"))
 
 
-@every_name
+@every_official_name
 def test_state_dict_keys_are_those_of_the_official_code(name):
     assert set(structure(name).state_dict()) == official_keys(name)
 
@@ -110,12 +160,16 @@ def test_state_dict_keys_are_those_of_the_official_code(name):
 @every_name
 @pytest.mark.parametrize("bits", [(32, 1), (1, 32), (32, 32)])
 def test_bits_do_not_change_the_state_dict(name, bits):
-    other = structure(name, weight_bits=bits[0], activation_bits=bits[1]).state_dict()
-    binary = structure(name).state_dict()
+    def tensors(**options):
+        # A quantiser belongs to the sign it comes before, and goes with it.
+        return {k: v for k, v in structure(name, **options).state_dict().items() if "_quantizer." not in k}
+
+    other = tensors(weight_bits=bits[0], activation_bits=bits[1])
+    binary = tensors()
     assert {k: v.shape for k, v in other.items()} == {k: v.shape for k, v in binary.items()}
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", BINARY_WEIGHTS)
 def test_parameter_counts_are_those_published(name):
     model = structure(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
@@ -128,8 +182,8 @@ def test_default_cfg_names_the_first_and_last_layer(name):
     cfg = model.default_cfg
     assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
-    assert cfg["num_classes"] == model.num_classes == (1000 if name in IMAGENET else 10)
-    assert cfg["input_size"] == (3, 224, 224) if name in IMAGENET else (3, 32, 32)
+    assert cfg["num_classes"] == model.num_classes == (1000 if name in IMAGENET + FIELD_LARGE else 10)
+    assert cfg["input_size"] == ((3, 224, 224) if name in IMAGENET + FIELD_LARGE else (3, 32, 32))
 
 
 # bits, estimators, numerics
@@ -137,7 +191,7 @@ def test_default_cfg_names_the_first_and_last_layer(name):
 
 @pytest.mark.parametrize(
     ("name", "weight_bits", "activation_bits"),
-    [*itertools.product(CIFAR + IMAGENET[:1], (1, 32), (1, 32)), ("resnet34_1w1a", 1, 1)],
+    [*itertools.product(CIFAR + IMAGENET[:1] + FIELD_SMALL, (1, 32), (1, 32)), ("resnet34_1w1a", 1, 1)],
 )
 def test_trains_one_step_with_a_gradient_on_every_parameter(name, weight_bits, activation_bits):
     model = timm.create_model(name, weight_bits=weight_bits, activation_bits=activation_bits, num_classes=7)
@@ -160,7 +214,8 @@ def test_stem_shortcuts_and_classifier_stay_in_full_precision(name):
     binary = {path for path, _ in binary_layers(model)}
     convolutions = {p for p, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     first = "conv0" if name == "vgg_small_1w1a" else "conv1"
-    assert convolutions - binary == {first} | {p for p in convolutions if p.endswith((".downsample.0", ".shortcut.0"))}
+    around = (".downsample.0", ".shortcut.0", ".downsample.1", ".downsample.path.1")
+    assert convolutions - binary == {first} | {p for p in convolutions if p.endswith(around)}
 
 
 @every_name
@@ -189,6 +244,48 @@ def test_numerics_choose_the_sign_of_zero_and_the_place_of_the_scale(numerics, z
         assert layer.weight_estimator.zero == layer.activation_estimator.zero == zero
 
 
+CHOICES = [
+    ("bireal20_1w1a", {}, ("approx_sign", "ste", "none", "channel_detached")),
+    ("reactnet20_1w1a", {}, ("approx_sign", "ste", "shift", "channel_detached")),
+    ("real_to_binary20_1w1a", {}, ("ste", "ste", "none", "none")),
+    ("binary_duo20_1w1a", {}, ("heaviside", "identity", "none", "layer")),
+    ("binary_duo20_coupled_1w2a", {}, ("ternary_duo", "identity", "none", "layer")),
+    # Who names an estimator gets it on both sides; what is not named stays the family's.
+    ("bireal20_1w1a", {"estimator": "reste"}, ("reste", "reste", "none", "channel_detached")),
+    ("reactnet20_1w1a", {"estimator": "ede", "weight_estimator": "tanh"}, ("ede", "tanh", "shift", "channel_detached")),
+    ("reactnet20_1w1a", {"weight_estimator": "reste"}, ("approx_sign", "reste", "shift", "channel_detached")),
+    ("reactnet20_1w1a", {"activation_quantizer": "none"}, ("approx_sign", "ste", "none", "channel_detached")),
+    ("real_to_binary20_1w1a", {"scaling": "learned"}, ("ste", "ste", "none", "learned")),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "expected"), CHOICES)
+def test_a_family_makes_its_own_choices_and_any_argument_overrules_them(name, given, expected):
+    for _, layer in binary_layers(structure(name, **given)):
+        quantizer = "none" if layer.activation_quantizer is None else layer.activation_quantizer.name
+        names = (layer.activation_estimator.name, layer.weight_estimator.name, quantizer, layer.scaling.name)
+        assert names == expected
+        assert layer.weight_quantizer is None
+
+
+@pytest.mark.parametrize("name", FIELD_SMALL)
+def test_official_arithmetic_reaches_the_other_papers_networks(name):
+    for _, layer in binary_layers(structure(name, numerics="reference")):
+        assert layer.scale == "before"
+        assert layer.weight_estimator.zero == layer.activation_estimator.zero == "zero"
+
+
+def test_options_belong_to_what_they_are_for():
+    own = {"estimator": "a", "estimator_options": {"k": 1}, "scaling": "s", "scaling_options": {"init": 1}}
+    own |= {"weight_estimator": "w", "weight_estimator_options": {"k": 2}}
+    assert choose(own, {}) == own
+    assert choose(own, {"estimator": None, "scaling": None}) == own
+    assert choose(own, {"estimator": "b"}) == {"estimator": "b", "scaling": "s", "scaling_options": {"init": 1}}
+    assert "weight_estimator_options" not in choose(own, {"weight_estimator": "v"})
+    assert choose(own, {"scaling": "t"}).get("scaling_options") is None
+    assert choose(own, {"estimator_options": {"k": 3}})["estimator_options"] == {"k": 3}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -210,7 +307,7 @@ def test_an_unknown_argument_is_not_swallowed():
         timm.create_model("vgg_small_1w1a", banana=1)
 
 
-@every_name
+@every_family
 def test_full_precision_twin_is_the_network_of_plain_convolutions_bit_for_bit(name):
     model = timm.create_model(name, weight_bits=32, activation_bits=32)
     plain = copy.deepcopy(model)
@@ -232,7 +329,7 @@ def test_full_precision_twin_is_the_network_of_plain_convolutions_bit_for_bit(na
 # timm's contract
 
 
-@every_name
+@every_family
 def test_forward_is_head_after_features(name):
     model = timm.create_model(name).eval()
     x = images()
@@ -261,7 +358,7 @@ def test_reset_classifier_refuses_another_pooling():
         timm.create_model("resnet20_1w1a").reset_classifier(3, "max")
 
 
-@every_name
+@every_family
 def test_features_only_gives_every_declared_map(name):
     x = images(size=64 if name in IMAGENET else 32)
     model = timm.create_model(name)
@@ -272,6 +369,15 @@ def test_features_only_gives_every_declared_map(name):
     assert [m.shape[1] for m in maps] == info.channels()
     assert [x.shape[-1] // m.shape[-1] for m in maps] == info.reduction()
     assert torch.equal(maps[-1], model.eval().forward_features(x))
+
+
+@pytest.mark.parametrize("name", FIELD_LARGE)
+def test_features_only_gives_every_declared_map_of_the_large_ones(name):
+    with torch.device("meta"):
+        extractor = timm.create_model(name, features_only=True)
+    maps = extractor(torch.empty(2, 3, 64, 64, device="meta"))
+    assert [m.shape[1] for m in maps] == extractor.feature_info.channels()
+    assert [64 // m.shape[-1] for m in maps] == extractor.feature_info.reduction()
 
 
 def test_features_only_takes_a_choice_of_maps():
@@ -302,7 +408,7 @@ def test_dropout_acts_before_the_classifier_in_training_only():
 # what the trainer relies on
 
 
-@every_name
+@every_family
 def test_an_empty_batch_runs_forward_and_backward_in_training(name):
     model = timm.create_model(name)
     before = {k: v.clone() for k, v in model.named_buffers() if "running" in k}
@@ -313,7 +419,7 @@ def test_an_empty_batch_runs_forward_and_backward_in_training(name):
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers() if "running" in k)
 
 
-@every_name
+@every_family
 def test_channels_last_is_kept_through_the_body_and_changes_no_logit(name):
     model = timm.create_model(name).double().eval()
     x = images().double()
@@ -345,7 +451,7 @@ def test_compiles_into_one_graph_that_serves_every_power(block, numerics):
 
 
 @pytest.mark.slow
-@every_name
+@every_family
 def test_every_model_compiles_into_one_graph(name):
     torch.compiler.reset()
     model = timm.create_model(name)
@@ -354,7 +460,7 @@ def test_every_model_compiles_into_one_graph(name):
     assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), twin(x))
 
 
-@pytest.mark.parametrize("name", ["resnet20_1w1a", "resnet20_bireal_1w1a"])
+@pytest.mark.parametrize("name", ["resnet20_1w1a", "resnet20_bireal_1w1a", *FIELD_SMALL])
 def test_autocast_keeps_parameters_in_float32(name):
     model = timm.create_model(name)
     with torch.autocast("cpu", torch.bfloat16):

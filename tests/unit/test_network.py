@@ -7,12 +7,14 @@ import warnings
 import pytest
 
 from reste import binary_layers
-from trainer.config import EstimatorConfig, ModelConfig
+from trainer.config import Config
+from trainer.config_schema import EstimatorConfig, ModelConfig
 from trainer.network import instantiate
 
 
 def estimators(model: ModelConfig, estimator: EstimatorConfig) -> list:
-    layers = [layer for _, layer in binary_layers(instantiate(model, estimator, 10))]
+    config = Config(model=model, estimator=estimator)
+    layers = [layer for _, layer in binary_layers(instantiate(config, 10))]
     return [each for layer in layers for each in (layer.weight_estimator, layer.activation_estimator)]
 
 

@@ -131,3 +131,20 @@ def test_a_last_batch_that_leaves_a_group_without_images_is_refused() -> None:
     assert "a batch of 167 images leaves some of 128 groups of batch norm 1, it needs 2" in refused
     kept = values("--gpus", "256", "--batches", "750", "--images-per-s", "1000", "batchnorm.sync=world")
     assert kept["batches"][0]["predictions"][0]["refused"] is None
+
+
+def test_smaller_images_shorten_the_run_by_their_pixels_and_nothing_else() -> None:
+    schedule = "data.image_size_schedule=[[0ep,112],[50%,168]]"
+    base = ("--gpus", "1", "--batches", "500", "--images-per-s", "1000", "--fixed-ms", "0", "eval.every=250ep")
+    [[usual], [smaller]] = (values(*base, *more)["batches"][0]["predictions"] for more in ((), (schedule,)))
+    assert smaller["epoch_s"] == usual["epoch_s"]
+    training, evaluation = 250 * usual["epoch_s"], 50_000 / 1000 / 3
+    assert usual["run_s"] == pytest.approx(training + evaluation)
+    assert smaller["run_s"] == pytest.approx((0.25 + 0.5625) / 2 * training + evaluation)
+    # A loader that is slower than the device is as slow for small images.
+    [bound] = values(*base, schedule, "--loader", "500")["batches"][0]["predictions"]
+    assert bound["run_s"] == pytest.approx(2 * training + evaluation)
+    cut = values(*base, schedule, "train.max_steps=100000")["batches"][0]["workload"]["sizes"]
+    assert [share for share, _ in cut] == [0.25]
+    assert cut[0][1] == pytest.approx(100_000 / 2563)
+    assert "112 px in epochs 1 to 125" in plan(*base, schedule)

@@ -11,8 +11,9 @@ from trainings import QUICK
 
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError, DataError
-from trainer.study.equilibrium import Sweep, is_finished, parse_powers, plan_sweep, read, write_table
+from trainer.study.equilibrium import Sweep, parse_powers, plan_sweep, read, write_table
 from trainer.study.figure import draw
+from trainer.study.sweep import is_finished
 
 STEPS_PER_EPOCH = 10
 
@@ -37,7 +38,7 @@ def finish(plan: Sweep, which: int, *, every: int = 5) -> None:
             lines.append({"type": "metrics", "step": step, "time": 1.0, "metrics": metrics})
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = {"top1": 90 - point.o_end, "top5": 99.0, "loss": 0.3}
-    result = {"exit_code": 0, "final": scores, "best": scores | {"top1": 95.0}, "steps": 30}
+    result = {"exit_code": 0, "final": scores, "best": scores | {"top1": 95.0}, "steps": 30, "seconds": 1.0}
     (folder / "result.json").write_text(json.dumps(result | {"steps_per_epoch": STEPS_PER_EPOCH}))
 
 

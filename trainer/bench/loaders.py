@@ -15,14 +15,14 @@ from torchvision.transforms import v2
 from trainer.bench.bare_dali import bare_dali
 from trainer.bench.core import Bench, Goal, Row, Work, ratio
 from trainer.bench.photographs import write_photographs
-from trainer.config import AugmentConfig
+from trainer.config_schema import AugmentConfig
 from trainer.data.batch import Loader
 from trainer.data.dali import DaliLoader
 from trainer.data.index import load_index
 from trainer.data.order import Augment, TrainOrder
 from trainer.data.torchvision import TorchvisionLoader
 from trainer.errors import ConfigError
-from trainer.pixels import Pixels
+from trainer.pixels import Pixels, mirrored
 
 SIZE, WORKERS = 224, 2
 AUGMENT = AugmentConfig()
@@ -35,7 +35,7 @@ def loader_rows(bench: Bench) -> Iterator[Row]:
         ConfigError: scikit-learn, whose photographs these are, is missing.
     """
     torch.set_num_threads(1)
-    count, batch = (16, 8) if bench.quick else (256, 32)
+    count, batch = (16, 8) if bench.quick else (1024, 32)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_photographs(root, count)
@@ -86,9 +86,7 @@ class _Ours:
         """Mirrored here, since the other side's workers mirror."""
         seen = 0
         for batch in self._batches():
-            images = batch.images.to(self._device)
-            flips = batch.flips.to(self._device)
-            seen += len(torch.where(flips[:, None, None, None], images.flip(2), images))
+            seen += len(mirrored(batch.images.to(self._device), batch.flips.to(self._device)))
         assert seen == len(self._order.index)
 
     def unflipped(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ ROWS = {
     "layer": "estimator.layer_rows",
     "step": "networks.step_rows",
     "memory": "networks.memory_rows",
+    "int8": "forward.int8_rows",
+    "weights": "forward.weights_rows",
     "loader": "loaders.loader_rows",
     "loop": "loop.loop_rows",
     "trainer": "loop.trainer_rows",
@@ -67,9 +70,10 @@ def native_dtype(device: torch.device) -> torch.dtype | None:
 def facts(bench: Bench, seconds: float) -> dict[str, Any]:
     """Command, date, machine, versions, code and settings of a measurement."""
     manifest = build_manifest(seed=0, config_digest="", data_digest="", world_size=1)
+    program, *words = shlex.split(manifest["command"])
     return {
         "what": "ratios of interleaved rounds: median, lowest, highest; ours and other are medians",
-        "command": manifest["command"],
+        "command": shlex.join([Path(program).name, *words]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {key: manifest["machine"][key] for key in ("platform", "cpu", "cpus", "gpus")},
         "versions": manifest["versions"],

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.config import Config, DataConfig
+from trainer.config import Config
+from trainer.config_schema import DataConfig
 from trainer.data import datasets
 from trainer.data.batch import Batch, Loader
 from trainer.data.index import load_index

@@ -207,10 +207,10 @@ class _Recipe:
         return pipeline
 
     def _window(self, source: Source) -> Any:
-        fn, types, encoded, start, shape, side = self._inputs(source)
+        fn, types, encoded, size, start, shape, side = self._inputs(source)
         image = fn.decoders.image_slice(
             encoded,
-            start=start,
+            start=_of_size_or_nowhere(start, encoded, size),
             shape=shape,
             axes=[0, 1],
             output_type=types.RGB,
@@ -220,9 +220,9 @@ class _Recipe:
         return self._scaled(image, side)
 
     def _resize(self, source: Source) -> Any:
-        fn, types, encoded, size, start, side = self._inputs(source)
+        fn, types, encoded, told, size, start, side = self._inputs(source)
         image = fn.decoders.image(
-            encoded,
+            _of_size_or_empty(encoded, told),
             output_type=types.RGB,
             adjust_orientation=False,
             **self._decoder,
@@ -261,19 +261,7 @@ class _Recipe:
         )
         if source.gives_names:
             given = dali.fn.io.file.read(given, dont_use_mmap=self.dont_use_mmap)
-        return dali.fn, types, self._of_size(given, size), *cuts
-
-    def _of_size(self, encoded: Any, size: Any) -> Any:
-        """The file, or nothing of it, so that it is refused, if its header tells of another size than the index.
-
-        A decoder takes memory for the size in the header, of which a file can claim any.
-        """
-        dali = _import_dali()
-        fn, types = dali.fn, dali.types
-        told = fn.peek_image_shape(encoded, adjust_orientation=False)
-        is_right = (told[0] == size[0]) & (told[1] == size[1])
-        length = fn.cast(encoded.shape()[0], dtype=types.INT32) * fn.cast(is_right, dtype=types.INT32)
-        return fn.slice(encoded, start=np.zeros(1, np.int32), shape=length, axes=[0])
+        return dali.fn, types, given, size, *cuts
 
     def to_torch(self, output: Any) -> torch.Tensor:
         """The batch as a tensor; on the CPU it is DALI's own memory, which lives as long as the tensor."""
@@ -289,6 +277,29 @@ class _Recipe:
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device_id)
+
+
+# A decoder takes memory for the size in a file's header, of which a file can claim any. So a file whose header tells
+# of another size than the index is refused before it is decoded, with as few operators as will do: each costs time.
+
+
+def _of_size_or_nowhere(start: Any, encoded: Any, size: Any) -> Any:
+    """Where a window begins, outside of every image if the file's header tells of another size than the index."""
+    return start + (_size_in_header(encoded) != size) * np.int32(2**30)
+
+
+def _of_size_or_empty(encoded: Any, size: Any) -> Any:
+    """The file, or nothing of it if its header tells of another size than the index."""
+    dali = _import_dali()
+    told = _size_in_header(encoded)
+    is_right = (told[0] == size[0]) & (told[1] == size[1])
+    length = dali.fn.cast(encoded.shape()[0], dtype=dali.types.INT32) * dali.fn.cast(is_right, dtype=dali.types.INT32)
+    return dali.fn.slice(encoded, start=np.zeros(1, np.int32), shape=length, axes=[0])
+
+
+def _size_in_header(encoded: Any) -> Any:
+    """Height and width, (2,) int64."""
+    return _import_dali().fn.peek_image_shape(encoded, adjust_orientation=False)[:2]
 
 
 def _for_current_stream(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -76,6 +76,28 @@ def open_validation(config: Config) -> Index:
     return _open_split(config, "val")
 
 
+def check_classes(source: str, trained_on: list[str] | None, outputs: int | None, classes: list[str]) -> None:
+    """Refuse data of other classes than a network was trained on.
+
+    Args:
+        source: which network, in words.
+        trained_on: its classes; None if it numbers them.
+        outputs: how many it tells apart, if `trained_on` is None.
+        classes: of the data.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    if trained_on is None:  # converted from a file that numbers its classes
+        if outputs != len(classes):
+            raise ConfigError(f"{source} tells {outputs} classes apart, the data has {len(classes)}: wrong --data?")
+    elif trained_on != classes:
+        raise ConfigError(
+            f"{source} was trained on {len(trained_on)} classes ({', '.join(trained_on[:3])}, ...), the data has "
+            f"{len(classes)} ({', '.join(classes[:3])}, ...): evaluate it on data of its own classes"
+        )
+
+
 def _open_split(config: Config, split: str) -> Index:
     if config.data.loader != "synthetic":
         return load_index(Path(config.data.root), split)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +18,6 @@ __all__ = [
     "convert_batchnorm",
     "make_bn_group",
 ]
-log = logging.getLogger(__name__)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -130,7 +127,7 @@ def choose_group_size(wanted_images: int, *, images_per_rank: int, world: int, l
     """How many ranks must share statistics so that these are over at least `wanted_images`.
 
     The smallest divisor of the world size that reaches it: among groups that stay within a node or take whole
-    nodes first, then among all. If none does: the world, with a warning.
+    nodes first, then among all. If none does: the world.
 
     Args:
         wanted_images: images over which statistics shall be taken.
@@ -143,13 +140,6 @@ def choose_group_size(wanted_images: int, *, images_per_rank: int, world: int, l
     for size in [*aligned, *divisors]:
         if size * images_per_rank >= wanted_images:
             return size
-    if collectives.is_main():
-        log.warning(
-            "batchnorm.sync asks for statistics over %d images; all %d ranks hold %d together, which are used",
-            wanted_images,
-            world,
-            world * images_per_rank,
-        )
     return world
 
 

@@ -13,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
-from trainer.distributed.forward import Forward
+from trainer.distributed.forward import Forward, some_loss
 from trainer.distributed.update import answered_by_scaler, buffers_kept, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
@@ -86,7 +86,7 @@ class DdpEngine:
         for _ in range(2 if self._ddp else 1):
             with buffers_kept(self.module), self.accumulate(last=True):
                 # Times zero would not do: a non-finite activation of random weights would leave NaN in fp16's scaler.
-                self.forward(images, whole=True).float().mean().backward()
+                some_loss(self.forward(images, whole=True)).backward()
             self._optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -95,7 +95,7 @@ class DdpEngine:
         with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
             yield
 
-    def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, *, whole: bool) -> Any:
         """See `Engine.forward`."""
         return self._forward(images, whole)
 

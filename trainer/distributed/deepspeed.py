@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from trainer.distributed import collectives
-from trainer.distributed.forward import Forward
+from trainer.distributed.forward import Forward, some_loss
 from trainer.distributed.update import answered_by_scaler, buffers_kept, update
 from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
@@ -120,7 +120,8 @@ class DeepSpeedEngine:
         )
         # DeepSpeed sends weights to the other ranks byte by byte, which it can do in one layout alone.
         for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()
+            # Not contiguous(): a 1x1 convolution's weight is that in either layout, and keeps the other one's strides.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self._engine = deepspeed.initialize(model=forward, optimizer=optimizer, config=settings)[0]
         self._partitions: Partitions | None = None
         if is_split(settings):
@@ -136,7 +137,7 @@ class DeepSpeedEngine:
         if not self._compiled:
             return
         with buffers_kept(self.module), self.accumulate(last=True):
-            self._engine.backward(self.forward(images, whole=True).float().mean(), scale_wrt_gas=False)
+            self._engine.backward(some_loss(self.forward(images, whole=True)), scale_wrt_gas=False)
         self._discard_gradients()
 
     @contextmanager
@@ -145,7 +146,7 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         yield
 
-    def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, *, whole: bool) -> Any:
         """See `Engine.forward`."""
         return self._engine(images, whole)
 

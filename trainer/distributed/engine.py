@@ -21,8 +21,8 @@ class Engine(Protocol):
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward of one micro-batch; gradients are exchanged in the last one."""
 
-    def forward(self, images: torch.Tensor, *, whole: bool) -> torch.Tensor:
-        """(B, C, H, W) normalised images to (B, classes) logits, in the run's precision.
+    def forward(self, images: torch.Tensor, *, whole: bool) -> Any:
+        """(B, C, H, W) normalised images to what the model returns, its logits or more, in the run's precision.
 
         `whole` says, alike on all ranks, whether the micro-batch has the usual size; what was compiled serves that.
         """

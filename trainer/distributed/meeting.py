@@ -8,6 +8,7 @@ finds a contradiction writes it to the store, and all that wait there end with t
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -19,7 +20,11 @@ import torch.distributed as dist
 from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError
 
+_STORES: dict[tuple[str, int], dist.Store] = {}
+"""Of this process, by host and port. They live as long as it does: a rank that is early for the next stage would
+otherwise come to a store that is about to close."""
 LOOK_EVERY_S = 0.05
+_meetings = itertools.count()
 _LINGER_S = 2.0
 """How long the holder of the store stays after a fault, so that the others can read it."""
 
@@ -34,17 +39,22 @@ def meet(env: Environment) -> dist.Store:
     """
     me = f"{socket.gethostname()} (process {os.getpid()})"
     store = _open(env, me)
+    _STORES[os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])] = store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     job = os.environ.get("SLURM_JOB_ID", "") + os.environ.get("SLURM_STEP_ID", "")
-    book = dist.PrefixStore(f"meeting/{job}/{attempt}", store)
+    # A store outlives the group, so that stages that follow each other meet at the same one. Ranks meet equally often.
+    number = next(_meetings)
+    book = dist.PrefixStore(f"meeting/{job}/{attempt}/{number}", store)
     _sign_in(book, env, me)
     _wait_for_all(book, env)
-    return dist.PrefixStore(f"group/{attempt}", store)
+    return dist.PrefixStore(f"group/{attempt}/{number}", store)
 
 
 def _open(env: Environment, me: str) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     place = f"MASTER_ADDR={host}, MASTER_PORT={port}"
+    if (host, port) in _STORES:
+        return _STORES[host, port]
     agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
     def connect(listen: bool, wait_s: float) -> dist.Store:

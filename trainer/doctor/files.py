@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from trainer import checkpoints
-from trainer.config import Config, OptimConfig
+from trainer.config import Config
+from trainer.config_schema import OptimConfig
 from trainer.doctor.check import ByRank, Check, Context, Facts, Problem, unlike_the_first
 from trainer.errors import ConfigError
 from trainer.optim import create_optimizer

@@ -29,6 +29,8 @@ class Workload:
         accumulation: micro-batches of a step.
         drop_last: whether an epoch's smaller last batch is left out.
         bytes_per_image: mean length of a file.
+        sizes: pairs of an image's pixels, as a share of those that the rate was measured with, and the epochs that
+            train with it; empty for whole images throughout.
     """
 
     gradient_bytes: float
@@ -42,6 +44,7 @@ class Workload:
     accumulation: int
     drop_last: bool
     bytes_per_image: float
+    sizes: tuple[tuple[float, float], ...] = ()
 
     @property
     def micro_batch(self) -> int:
@@ -123,10 +126,62 @@ class Prediction:
     refused: str | None = None
 
 
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step: computing, exchanging batch statistics and gradients, waiting for the loader."""
+
+    compute_s: float
+    batchnorm_s: float
+    gradients_s: float
+    loader_s: float
+
+    @property
+    def whole_s(self) -> float:
+        """All of it."""
+        return self.compute_s + self.batchnorm_s + self.gradients_s + self.loader_s
+
+
 def predict(work: Workload, rate: Rate, given: Assumptions, gpus: int, group: int = 1) -> Prediction:
-    """A run on so many devices, of which groups of `group` share batch statistics."""
+    """A run on so many devices, of which groups of `group` share batch statistics.
+
+    Figures of a step and of an epoch are for whole images, those of the run for every epoch's own.
+    """
     images = -(-work.micro_batch // gpus)
-    compute_s = rate.step_s(images)
+    step = predict_step(work, rate, given, gpus, group)
+    images_per_s = work.batch_size / step.whole_s
+    evaluation_s = work.val_images / gpus * rate.step_s(images) / images * given.forward_share
+    run_s = work.evaluations * evaluation_s
+    for pixels, epochs in work.sizes or ((1.0, work.epochs),):
+        run_s += epochs * (work.steps * predict_step(work, rate, given, gpus, group, pixels).whole_s)
+    price = given.price_per_hour
+    return Prediction(
+        gpus=gpus,
+        images=images,
+        group=group,
+        step_s=step.whole_s,
+        compute_s=step.compute_s,
+        batchnorm_s=step.batchnorm_s,
+        gradients_s=step.gradients_s,
+        loader_s=step.loader_s,
+        images_per_s=images_per_s,
+        efficiency=images_per_s / (gpus * rate.best),
+        epoch_s=work.steps * step.whole_s,
+        run_s=run_s,
+        bytes_per_s=images_per_s * work.bytes_per_image,
+        cost=None if price is None else price * gpus * run_s / 3600,
+        notes=remarks(work, given, gpus),
+    )
+
+
+def predict_step(
+    work: Workload, rate: Rate, given: Assumptions, gpus: int, group: int = 1, pixels: float = 1.0
+) -> Step:
+    """A step on images of which so large a share of the pixels is left.
+
+    Computing takes as long as for that share of the images; a loader decodes no faster for it.
+    """
+    images = -(-work.micro_batch // gpus)
+    compute_s = rate.step_s(images * pixels)
     batchnorm_s = work.accumulation * batchnorm_exchange_s(work.channels, group, given)
     gradients_s = 0.0
     if gpus > 1:
@@ -134,29 +189,7 @@ def predict(work: Workload, rate: Rate, given: Assumptions, gpus: int, group: in
         gradients_s += all_reduce_s(gpus, METERS_BYTES, given.fabric, given.algorithm)
     busy_s = work.accumulation * compute_s + batchnorm_s + gradients_s
     loaded_s = work.accumulation * images / given.loader_images_per_s if given.loader_images_per_s else 0.0
-    step_s = max(busy_s, loaded_s)
-    images_per_s = work.batch_size / step_s
-    epoch_s = work.steps * step_s
-    evaluation_s = work.val_images / gpus * rate.step_s(images) / images * given.forward_share
-    run_s = work.epochs * epoch_s + work.evaluations * evaluation_s
-    price = given.price_per_hour
-    return Prediction(
-        gpus=gpus,
-        images=images,
-        group=group,
-        step_s=step_s,
-        compute_s=work.accumulation * compute_s,
-        batchnorm_s=batchnorm_s,
-        gradients_s=gradients_s,
-        loader_s=step_s - busy_s,
-        images_per_s=images_per_s,
-        efficiency=images_per_s / (gpus * rate.best),
-        epoch_s=epoch_s,
-        run_s=run_s,
-        bytes_per_s=images_per_s * work.bytes_per_image,
-        cost=None if price is None else price * gpus * run_s / 3600,
-        notes=remarks(work, given, gpus),
-    )
+    return Step(work.accumulation * compute_s, batchnorm_s, gradients_s, max(loaded_s - busy_s, 0.0))
 
 
 def batchnorm_exchange_s(channels: tuple[int, ...], group: int, given: Assumptions) -> float:

@@ -106,8 +106,8 @@ class Rate:
         """Highest images per second of all batches."""
         return max(images / seconds for images, seconds in self.points)
 
-    def step_s(self, images: int) -> float:
-        """Seconds of a micro-batch of so many images."""
+    def step_s(self, images: float) -> float:
+        """Seconds of a micro-batch of so many images; one of fewer pixels counts as a part of one."""
         known = [(0, self.fixed_s), *self.points]
         last, longest = known[-1]
         if images >= last:

@@ -62,7 +62,7 @@ def workload(config: Config, data: Data) -> Workload:
         ConfigError: the model is unknown, or the batch is larger than the training set.
     """
     datasets.check_batch(config, data.train)
-    model = instantiate(config.model, config.estimator, config.model.num_classes or data.classes)
+    model = instantiate(config, config.model.num_classes or data.classes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = [module.num_features for module in model.modules() if isinstance(module, _BatchNorm)]
     size = config.train.batch_size
@@ -83,7 +83,16 @@ def workload(config: Config, data: Data) -> Workload:
         accumulation=config.train.accumulation,
         drop_last=config.train.drop_last,
         bytes_per_image=data.bytes_per_image,
+        sizes=_sizes(config, end / steps),
     )
+
+
+def _sizes(config: Config, epochs: float) -> tuple[tuple[float, float], ...]:
+    """Share of the pixels of whole images, and epochs, of each part of a training that ends after so many epochs."""
+    sizes = config.image_sizes
+    ends = [min(end, epochs) for end in (*sizes.starts[1:], config.train.epochs)]
+    spans = zip(sizes.sides, sizes.starts, ends, strict=True)
+    return tuple(((side / config.data.image_size) ** 2, end - start) for side, start, end in spans if end > start)
 
 
 def _gradient_width(config: Config) -> int:

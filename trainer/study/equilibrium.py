@@ -8,55 +8,35 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from reste import create_estimator
 from trainer.config import Config, load_config
+from trainer.durable import replace_file
 from trainer.errors import ConfigError, DataError
-from trainer.resume import differences
-from trainer.tracking.address import resolve_uri, sqlite_path
+from trainer.study import sweep as base
+from trainer.study.sweep import fixed_overrides, keys_of, read_scores, refuse_taken, written
 from trainer.tracking.journal import read_journal
 
 PROBE_EVERY = "0.1ep"
 """How often the runs of a study are probed, unless the command line says otherwise."""
 
-TAKEN = ("estimator.o_end", "resume")
-"""Keys that are not the user's to set."""
+TAKEN = {"estimator.o_end": "--o-end sets powers", "resume": "--out starts afresh"}
+"""Keys that are not the user's to set, each with what to do instead."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """One training: its last power, its seed, the folder it has in the study's, and the overrides that make it."""
+class Point(base.Point):
+    """One training, with its last power."""
 
     o_end: float
-    seed: int
-    name: str
-    overrides: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """All trainings of a study.
-
-    Attributes:
-        path: the configuration file that they share.
-        config: what it says, with the user's overrides.
-        directory: the study's folder.
-        points: in the order of training.
-    """
-
-    path: Path
-    config: Config
-    directory: Path
-    points: tuple[Point, ...]
-
-    @property
-    def uri(self) -> str:
-        """MLflow's store: the one that an ordinary run of this configuration has."""
-        return resolve_uri(self.config.tracking.uri, self.config.run_dir)
+class Sweep(base.Sweep[Point]):
+    """All trainings of a study, a last power and a seed each."""
 
     @property
     def figure(self) -> Path:
@@ -67,14 +47,6 @@ class Sweep:
     def table(self) -> Path:
         """The numbers, a line for each training."""
         return self.directory / "equilibrium.csv"
-
-    def folder(self, point: Point) -> Path:
-        """The run folder of a training."""
-        return self.directory / point.name
-
-    def configuration(self, point: Point) -> Config:
-        """What a training is told."""
-        return load_config(self.path, point.overrides)
 
 
 def parse_powers(text: str) -> list[float]:
@@ -106,28 +78,19 @@ def plan_sweep(path: Path, overrides: list[str], o_ends: list[float], seeds: int
         ConfigError: the configuration is wrong, or sets what is the study's to set.
     """
     config = load_config(path, overrides)
-    given = {override.partition("=")[0].strip() for override in overrides}
-    for key in TAKEN:
-        if key in given:
-            raise ConfigError(f"{key} is the study's to set: leave it out (--o-end sets powers, --out starts afresh)")
+    refuse_taken(overrides, TAKEN)
     _require_binary_weights_and_power(config)
     directory = out or Path(config.run.dir) / f"{config.run.name}-equilibrium"
-    common: dict[str, object] = {"resume": "auto", "run.dir": str(directory)}
-    uri = resolve_uri(config.tracking.uri, config.run_dir)
-    # Any other address is the same from every run's folder, and may hold a password, which all users of a machine
-    # could read on a command line.
-    if sqlite_path(uri) is not None:
-        common["tracking.uri"] = uri
-    if "log.indicators_every" not in given:
-        common["log.indicators_every"] = PROBE_EVERY
+    fixed = fixed_overrides(config, directory)
+    if "log.indicators_every" not in keys_of(overrides):
+        fixed["log.indicators_every"] = PROBE_EVERY
     points = []
     for o_end in o_ends:
         for seed in range(config.seed, config.seed + seeds):
             name = f"o{label(o_end)}-seed{seed}"
-            own = common | {"estimator.o_end": o_end, "seed": seed, "run.name": name}
-            # JSON is YAML: quoted, a folder's name means itself.
-            points.append(Point(o_end, seed, name, (*overrides, *(f"{k}={json.dumps(v)}" for k, v in own.items()))))
-    return Sweep(path, config, directory, tuple(points))
+            own = written({"estimator.o_end": o_end, "seed": seed, "run.name": name})
+            points.append(Point(seed, name, own, o_end))
+    return Sweep(path, config, directory, tuple(overrides), tuple(points), written(fixed))
 
 
 def label(power: float) -> str:
@@ -144,24 +107,6 @@ def _require_binary_weights_and_power(config: Config) -> None:
         raise ConfigError(f"estimator.name={estimator.name} has no power to sweep: use estimator.name=reste")
     if config.model.weight_bits != 1:
         raise ConfigError("full-precision weights have no estimating error: use model.weight_bits=1")
-
-
-def is_finished(sweep: Sweep, point: Point) -> bool:
-    """Whether a training has come to its end.
-
-    Raises:
-        ConfigError: its folder holds a run of another configuration.
-    """
-    folder, wanted = sweep.folder(point), sweep.configuration(point)
-    if not (folder / "config.yaml").is_file():
-        return False
-    saved = load_config(folder / "config.yaml")
-    changed = differences(saved, wanted)
-    if changed:
-        raise ConfigError(
-            f"{folder} was trained under another configuration ({'; '.join(changed)}): name another folder with --out"
-        )
-    return (folder / "result.json").is_file() and saved.train.max_steps == wanted.train.max_steps
 
 
 @dataclass(frozen=True)
@@ -192,18 +137,13 @@ def read(sweep: Sweep, point: Point) -> Reading:
         DataError: the folder is damaged, or nothing was probed in the last epoch.
     """
     folder = sweep.folder(point)
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        first = result["steps"] - result["steps_per_epoch"] + 1
-        final, best = result["final"], result["best"]
-        scores = float(final["top1"]), float(best["top1"]), float(final["loss"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / 'result.json'} is damaged: delete {folder} to train it again") from None
-    probes = [totals for step, totals in _probes(folder / "journal.jsonl") if step >= first]
+    scores = read_scores(folder)
+    probes = [totals for step, totals in _probes(folder / "journal.jsonl") if step >= scores.last_epoch]
     if not probes:
         raise DataError(f"{folder} was not probed in its last epoch: set log.indicators_every=1ep or less")
-    means = {name: fmean(probe[name] for probe in probes) for name in probes[-1]}
-    return Reading(point, means, len(probes), *scores)
+    # A flip rate needs a probe before: the first one of a start has none.
+    means = {name: fmean(probe[name] for probe in probes if name in probe) for name in probes[-1]}
+    return Reading(point, means, len(probes), scores.top1, scores.best_top1, scores.loss)
 
 
 def _probes(journal: Path) -> list[tuple[int, dict[str, float]]]:
@@ -228,11 +168,4 @@ def write_table(readings: list[Reading], path: Path) -> None:
         point, values = reading.point, [reading.indicators.get(name, "") for name in names]
         scores = (reading.top1, reading.best_top1, reading.loss, reading.probes, point.name)
         lines.writerow([label(point.o_end), point.seed, *values, *scores])
-    replace(path, text.getvalue().encode())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written."""
-    stump = path.with_name(f".{path.name}.tmp")
-    stump.write_bytes(content)
-    stump.replace(path)
+    replace_file(path, text.getvalue().encode())

@@ -1,4 +1,4 @@
-"""The paper's figure: estimating error against gradient instability over the last power, and the accuracy beside it."""
+"""Figures of studies: the paper's error against instability over the last power, and descents of the toy network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.study.equilibrium import Reading, replace
+from trainer.durable import replace_file
+from trainer.study.equilibrium import Reading
+from trainer.study.toy import SLOPES, STARTS, Descent
 
 ERROR, INSTABILITY, TOP1 = "#2171b5", "#d55e00", "#222222"
+SLOPE_LOOKS = dict(zip(SLOPES, (("#2171b5", "-"), ("#2ca02c", "--"), ("#d55e00", "-")), strict=True))
 Value = Callable[[Reading], float]
 
 
@@ -52,7 +55,7 @@ def draw(readings: Sequence[Reading], path: Path, *, title: str) -> None:
         figure.suptitle(title, fontsize=10)
         content = io.BytesIO()
         figure.savefig(content, format="png", metadata={"Software": None})
-    replace(path, content.getvalue())
+    replace_file(path, content.getvalue())
 
 
 def draw_both(axes: Axes, readings: Sequence[Reading]) -> None:
@@ -90,3 +93,27 @@ def use_log_scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic y axis where the values span more than a factor of ten."""
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+
+
+def draw_toy(found: Sequence[Descent], path: Path) -> None:
+    """Write the losses of descents over their steps as PNG, a panel for each start and a colour for each slope.
+
+    Args:
+        found: at least one for each start and slope.
+        path: the file to replace.
+    """
+    with mpl.rc_context({"font.size": 9, "axes.titlesize": 10}):
+        figure = Figure(figsize=(12, 4), layout="constrained", dpi=130)
+        for axes, start in zip(figure.subplots(1, len(STARTS)), STARTS, strict=True):
+            for slope, (colour, style) in SLOPE_LOOKS.items():
+                for place, one in enumerate(d for d in found if (d.start, d.slope) == (start, slope)):
+                    label = slope if place == 0 else None
+                    axes.plot(one.losses, color=colour, linestyle=style, linewidth=0.9, alpha=0.8, label=label)
+            axes.set(title=f"from {start}", xlabel="step", ylabel="average loss")
+            axes.set_xscale("symlog", linthresh=10)
+            axes.set_ylim(bottom=0)
+            axes.grid(color="#eeeeee")
+        axes.legend(loc="upper right")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None})
+    replace_file(path, content.getvalue())

@@ -18,6 +18,7 @@ from typing import Any
 from trainer.secrets import redact_argv
 from trainer.tracking.files import write_json
 
+MANIFEST_FILE = "manifest.json"
 _PACKAGES = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
@@ -76,7 +77,7 @@ def write_manifest(run_dir: Path, manifest: dict[str, Any], *, ended: Mapping[st
         manifest: of this start.
         ended: how the start before it ended, kept with that one.
     """
-    path = run_dir / "manifest.json"
+    path = run_dir / MANIFEST_FILE
     earlier: list[dict[str, Any]] = []
     if path.exists():
         try:

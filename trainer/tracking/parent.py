@@ -68,12 +68,18 @@ class ParentRun:
             return None
         return self._replay.run_id
 
-    def end(self, status: EndStatus) -> None:
-        """Store the files that exist and end the run; once more if that failed, by the next start of the study."""
+    def end(self, status: EndStatus, children: Sequence[Path]) -> None:
+        """Store the files that exist and end the run; once more if that failed, by the next start of the study.
+
+        Args:
+            status: of the run.
+            children: run folders; those that were trained without knowing this run are put below it too.
+        """
         try:
             self._replay.open()
             self._replay.upload()
             self._replay.end(status)
+            self._replay.adopt(children)
         except Exception as error:
             self._warn(error, "it lacks the results of this study; start the study again to send them")
         finally:

@@ -9,17 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrackingConfig
+from trainer.config_schema import TrackingConfig
 from trainer.config_source import read_source
 from trainer.errors import DataError
+from trainer.report import keep_report
 from trainer.tracking.files import write_json
 from trainer.tracking.journal import Journal
 from trainer.tracking.manifest import build_manifest, write_manifest
 from trainer.tracking.mlflow_sink import EndStatus, MlflowSender
 from trainer.tracking.progress import Progress
+from trainer.tracking.replay import parent_tags
+from trainer.tracking.staging import run_label
 from trainer.tracking.status import State, read_status, write_status
 from trainer.tracking.store import preload
-from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags, parent_tags
+from trainer.tracking.sync import ARTIFACTS, flatten, manifest_tags
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Recorder:
         self._metrics: dict[str, float] = {}
         self._checkpoint: str | None = None
         self._trouble: str | None = None
+        self._reports = False
         self._step = 0
         self._status_at = 0.0
         self._closed = False
@@ -112,6 +116,7 @@ class Recorder:
         """Let MLflow follow the journal without waiting for it; at steps for which `down` is true it is away."""
         if not self.enabled:
             return
+        self._reports = tracking.report
         config = read_source(self.directory / "config.yaml", []).values
         manifest = json.loads((self.directory / "manifest.json").read_text(encoding="utf-8"))
         self._sender = MlflowSender(
@@ -119,7 +124,7 @@ class Recorder:
             run_dir=self.directory,
             uri=tracking.uri,
             experiment=tracking.experiment,
-            run_name=self.directory.name,
+            run_name=run_label(self.directory),
             params=flatten(config),
             tags=manifest_tags(manifest) | parent_tags(tracking.parent),
             artifacts=[self.directory / name for name in ARTIFACTS],
@@ -194,6 +199,8 @@ class Recorder:
             self._write_result(result)
         self._write_status(state, exit_code=exit_code, error=reason)
         self._journal.close()
+        if self._reports and result is not None:
+            keep_report(self.directory)
         if self._sender is not None:
             ends: dict[str, EndStatus] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
             self._sender.close(ends[state])

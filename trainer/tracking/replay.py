@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Target:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Sequence[Path] = ()
+
+
+def parent_tags(parent: str | None) -> dict[str, str]:
+    """What makes MLflow show a run below its parent, given the parent's run id."""
+    return {} if parent is None else {"mlflow.parentRunId": parent}
 
 
 class RunLockedError(RuntimeError):
@@ -127,6 +132,13 @@ class Replay:
         self._store.end(self._run_id, status, end_ms=self._last_ms)
         self._sent.ended = status
         self._file.save(self._sent)
+
+    def adopt(self, folders: Iterable[Path]) -> None:
+        """Show the runs of these folders, as far as this store has them, below this one."""
+        for folder in folders:
+            child = SentFile(folder, self._target.uri).load().run_id
+            if child is not None:
+                self._store.set_tags(child, parent_tags(self._run_id))
 
     def beat(self) -> None:
         """Show other machines that this run is being looked after."""

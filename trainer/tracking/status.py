@@ -8,14 +8,15 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from trainer.errors import DataError
 from trainer.processes import process_state
 from trainer.secrets import redact
 from trainer.tracking.files import write_json
+from trainer.tracking.staging import is_stage
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ SILENT_FOR_S = 1800.0
 class Status:
     """One moment of a run.
 
-    `eta_s` is in seconds, `time` in unix seconds, `metrics` are the last ones logged, `checkpoint` is a
-    path in the run folder, `trouble` says why a newer one is not saved, `exit_code` is that of `reste train` and None
-    while it runs, `error` is one line.
+    `stage` is the one at work where a training has several; steps, epoch and time to go are that stage's. `eta_s` is
+    in seconds, `time` in unix seconds, `metrics` are the last ones logged, `checkpoint` is a path in the run folder,
+    `trouble` says why a newer one is not saved, `exit_code` is that of `reste train` and None while it runs, `error`
+    is one line.
     """
 
     state: State
@@ -44,6 +46,7 @@ class Status:
     trouble: str | None = None
     exit_code: int | None = None
     error: str | None = None
+    stage: str | None = None
     time: float = 0.0
     hostname: str = ""
     pid: int = 0
@@ -81,8 +84,13 @@ def write_status(
     trouble: str | None = None,
     exit_code: int | None = None,
     error: str | None = None,
+    stage: str | None = None,
 ) -> None:
-    """Replace `run_dir/status.json`; a full disk is a warning, since it must not end training."""
+    """Replace `run_dir/status.json`; a full disk is a warning, since it must not end training.
+
+    What a stage says of itself is said of the whole training too, in the folder above; that is finished when its last
+    stage is and whoever trains the stages says so.
+    """
     status = Status(
         state=state,
         step=step,
@@ -94,11 +102,20 @@ def write_status(
         trouble=trouble,
         exit_code=exit_code,
         error=None if error is None else redact(error),
+        stage=stage,
         time=time.time(),
         hostname=socket.gethostname(),
         pid=os.getpid(),
         born=process_state(os.getpid())[1],
     )
+    _write(run_dir, status)
+    if is_stage(run_dir):
+        below = None if checkpoint is None else f"{run_dir.name}/{checkpoint}"
+        goes_on: dict[str, Any] = {"state": "running", "exit_code": None} if state == "finished" else {}
+        _write(run_dir.parent, replace(status, stage=run_dir.name, checkpoint=below, **goes_on))
+
+
+def _write(run_dir: Path, status: Status) -> None:
     try:
         write_json(run_dir / "status.json", asdict(status), durable=False)
     except OSError as failure:

@@ -41,6 +41,8 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A project that the user happens to be in is not what a registered model needs.
+    "MLFLOW_UV_AUTO_DETECT": "false",
 }
 
 
@@ -76,13 +78,8 @@ class MlflowStore:
 
     def open(self) -> None:
         """Import MLflow, connect, and find or make the experiment."""
-        _set_environment()
-        _silence()
-        from mlflow import MlflowClient
-
-        _silence()
+        self._connected = connect(self.uri)
         with _alone(sqlite_path(self.uri)):
-            self._connected = MlflowClient(tracking_uri=self.uri)
             self._experiment_id = self._find_or_make_experiment()
 
     def find_or_make_run(self, key: str, name: str, *, start_ms: int | None) -> str:
@@ -162,6 +159,18 @@ class MlflowStore:
                 if found is None:
                     raise
         return str(found.experiment_id)
+
+
+def connect(uri: str) -> MlflowClient:
+    """Import MLflow and make its client, quietly; an SQLite file is made or migrated."""
+    _set_environment()
+    _silence()
+    from mlflow import MlflowClient
+
+    _silence()
+    with _alone(sqlite_path(uri)):
+        # Making the client is what makes or migrates the tables.
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def preload(uri: str, experiment: str) -> None:

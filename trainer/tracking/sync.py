@@ -11,14 +11,15 @@ from typing import Any
 
 from trainer.config_source import read_source
 from trainer.errors import ConfigError, DataError, UserError
+from trainer.report import COMPARISON, REPORT
 from trainer.secrets import redact
 from trainer.tracking.address import contactable, resolve_uri
 from trainer.tracking.orphans import how_it_ended, is_gone
-from trainer.tracking.replay import Replay, RunLockedError, Target
+from trainer.tracking.replay import Replay, RunLockedError, Target, parent_tags
 from trainer.tracking.status import read_status
 from trainer.tracking.store import is_lasting, reason
 
-ARTIFACTS = ("config.yaml", "manifest.json", "result.json", "deepspeed.json")
+ARTIFACTS = ("config.yaml", "manifest.json", "result.json", "deepspeed.json", REPORT, COMPARISON)
 """Files of a run folder that MLflow keeps."""
 
 
@@ -58,11 +59,6 @@ def _attempts(earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ends = [(number, start["ended"]) for number, start in enumerate(earlier, 1) if start.get("ended")]
     told = [f"{number} {end.get('state')} at step {end.get('step')}" for number, end in ends]
     return {"attempts": len(earlier) + 1, "attempts/ended": "; ".join(told) or None}
-
-
-def parent_tags(parent: str | None) -> dict[str, str]:
-    """What makes MLflow show a run below its parent, given the parent's run id."""
-    return {} if parent is None else {"mlflow.parentRunId": parent}
 
 
 def sync_run(run_dir: Path, *, uri: str | None = None, timeout_s: float = 60.0) -> SyncReport:

@@ -1,0 +1,75 @@
+"""Every method in real runs of two processes: engines, precisions and batch norms in pairs, stopped and continued."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from method_pairs import pairs
+from spawn import run_ranks
+from trainings import QUICK, ROOT, SMALL, losses, train_here
+
+from trainer.study.methods import find_methods
+from trainer.study.sweep import keys_of, written
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 4
+METHODS = {
+    case.name: case.overrides
+    for case in find_methods(ROOT / "configs" / "methods")
+    if "stages" not in keys_of(case.overrides)
+}
+ROWS = pairs(
+    {
+        "method": list(METHODS),
+        "engine": ["ddp", "deepspeed"],
+        "train.precision": ["fp32", "bf16"],
+        "batchnorm.sync": ["world", "off"],
+        "continued": [True, False],
+    }
+)
+COMMON = (
+    *SMALL,
+    "data.loader=synthetic",
+    "data.synthetic={samples: 40, classes: 10}",
+    "data.image_size=16",
+    "train.batch_size=16",
+    "log.indicators_every=2",
+    "eval.every=0",
+)
+
+
+def command(folder: Path, row: dict[str, Any], name: str, steps: int) -> list[str]:
+    """The overrides of one run of a row."""
+    own = {key: value for key, value in row.items() if key not in ("method", "continued")}
+    place = {"run.dir": str(folder), "run.name": f"{ROWS.index(row)}-{name}", "train.max_steps": steps}
+    return [*COMMON, *METHODS[row["method"]], *written(own | place)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs: each row whole; some stopped after half of their steps too, and continued by others."""
+    folder = tmp_path_factory.mktemp("runs")
+    continued = [row for row in ROWS if row["continued"]]
+    first = [command(folder, row, "whole", STEPS) for row in ROWS]
+    first += [command(folder, row, "parted", STEPS // 2) for row in continued]
+    for commands in (first, [command(folder, row, "parted", STEPS) for row in continued]):
+        codes = run_ranks(train_here, 2, str(QUICK), *commands, timeout_s=800, join=False)
+        assert codes == [[0] * len(commands)] * 2
+    return folder
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
+def test_a_method_trains_and_goes_on_bit_for_bit(runs: Path, row: dict[str, Any]) -> None:
+    number = ROWS.index(row)
+    whole = losses(runs / f"{number}-whole" / "journal.jsonl")
+    assert len(whole) == STEPS
+    assert all(map(math.isfinite, whole))
+    if not row["continued"]:
+        return
+    assert losses(runs / f"{number}-parted" / "journal.jsonl") == whole
+    status = json.loads((runs / f"{number}-parted" / "status.json").read_text())
+    assert status["state"] == "finished"

@@ -1,0 +1,93 @@
+"""Every estimator from the words of a configuration to a trained step, an exported graph and the list of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch import summary
+from models.binarization import Binarization
+from reste import binary_layers, create_estimator, list_estimators, list_quantizers, list_scalings
+from trainer.config import load_config
+from trainer.errors import ConfigError
+from trainer.export.frozen import freeze
+from trainer.export.untrusted import OPERATORS
+from trainer.network import instantiate
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+NOT_FOR_WEIGHTS = {"heaviside", "ternary_duo"}
+OPTIONS = {
+    "tanh": {"scale": 2.0},
+    "ede": {"t_min": 0.01, "t_max": 5.0},
+    "swish_sign": {"beta": 3.0},
+    "fda": {"omega": 0.2, "terms": 4, "last_terms": 8},
+    "dsq": {"alpha": 0.1, "learn": True},
+    "rational": {"power": 2.0},
+    "reste_levels": {"levels": 4},
+}
+
+
+def configured(name, options):
+    words = ", ".join(f"{key}: {str(value).lower()}" for key, value in options.items())
+    plain = ["estimator.threshold=null", "estimator.knee=null", "model.name=resnet20_1w1a"]
+    plain += ["estimator.weights=ste"] if name in NOT_FOR_WEIGHTS else []
+    return load_config(QUICKSTART, [*plain, f"estimator.name={name}", f"estimator.options={{{words}}}"])
+
+
+@pytest.mark.parametrize("name", list_estimators())
+def test_options_of_a_configuration_reach_every_layer_and_a_step_can_be_made(name):
+    options = OPTIONS.get(name, {})
+    torch.manual_seed(0)
+    model = instantiate(configured(name, options), 10)
+    layers = [layer for _, layer in binary_layers(model)]
+    estimators = [layer.activation_estimator for layer in layers]
+    if name not in NOT_FOR_WEIGHTS:
+        estimators += [layer.weight_estimator for layer in layers]
+    assert len(estimators) >= 18
+    for estimator in estimators:
+        assert estimator.name == name
+        assert {key: getattr(estimator, key) for key in options} == options
+    model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_unknown_option_is_refused_in_one_line():
+    with pytest.raises(
+        ConfigError, match=r"^estimator.name: estimator 'tanh' has no option 'beta'; its options: scale"
+    ):
+        instantiate(configured("tanh", {"beta": 2.0}), 10)
+
+
+def test_a_learnt_parameter_draws_no_random_number():
+    for name in list_estimators():
+        torch.manual_seed(0)
+        create_estimator(name, **OPTIONS.get(name, {}))
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(0).get_state())
+
+
+@pytest.mark.parametrize("name", ["heaviside", "ternary_duo", "reste_levels", "swish_sign"])
+def test_a_network_without_estimators_computes_the_same_and_its_graph_may_be_loaded(name):
+    torch.manual_seed(0)
+    conv = Binarization(estimator=name, weight_estimator="ste" if name in NOT_FOR_WEIGHTS else None)
+    model = torch.nn.Sequential(conv(3, 8, 1), torch.nn.BatchNorm2d(8), conv(8, 4, 2)).eval()
+    for _, layer in binary_layers(model):
+        torch.nn.init.normal_(layer.weight)  # the usual ones are too small for an inner threshold
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(freeze(model)(x), expected)
+        program = torch.export.export(model, (x,))
+        assert torch.equal(program.module()(x), expected)
+    assert expected.std() > 0.1
+    called = {f"torch.ops.{node.target}" for node in program.graph.nodes if node.op == "call_function"}
+    assert called <= OPERATORS
+
+
+def test_the_list_of_names_has_estimators_quantisers_and_scalings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("models.MODELS", ("resnet20_1w1a",))
+    summary.print_names()
+    words = set(capsys.readouterr().out.replace(",", " ").split())
+    assert {*list_estimators(), *list_quantizers(), *list_scalings(), "resnet20_1w1a"} <= words
