@@ -69,9 +69,8 @@ def test_both_loaders_show_the_same_at_every_size(root: Path, index: Index) -> N
     both = [load(kind, index, root, plans, largest=order.image_size) for kind in LOADERS]
     for ours, theirs in zip(*both, strict=True):
         difference = (ours.int() - theirs.int()).abs().float()
-        # The outermost line differs by how the edge is continued.
-        assert difference[:, 1:-1, 1:-1].max() <= 1
-        assert difference.mean() <= 0.5
+        assert difference.max() <= 2
+        assert difference.mean() <= 0.1
 
 
 @pytest.mark.parametrize("kind", LOADERS)

@@ -1,4 +1,4 @@
-"""DALI without us: a pipeline of the same operators on the same windows, written as its documentation would."""
+"""DALI without us: a pipeline that reads, decodes and resizes the same windows, written as its documentation would."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def loader_rows(bench: Bench) -> Iterator[Row]:
                 plans = list(order.plans(0, order.steps_per_epoch))
                 bare = bare_dali(index, root, plans, size=SIZE, workers=WORKERS, device_id=device_id)
                 times = bench.race({"ours": ours.unflipped, "other": bare})
-                what = "rate over bare DALI of the same operators"
+                what = "rate over bare DALI, which resizes too"
                 yield ratio("loader", what, where, times["ours"], times["other"], Goal(0.95, 1.0))
         finally:
             loader.close()

@@ -102,16 +102,23 @@ class Contents:
 
 
 class Source:
-    """What DALI calls for the next batch: bytes and four arrays; keeps the plans that are under way.
+    """What DALI calls for the next batch: bytes and some arrays; keeps the plans that are under way.
 
     With contents DALI reads the very memory that is given here, so that a batch's arrays are held until its
     output has been taken, and those of an abandoned stream until the next one has begun.
+
+    Args:
+        feed: names or contents.
+        kind: kind of the plans' geometry.
+        resizes: DALI resizes, and is told how.
+        one_by_one: each sample as a batch of its own.
     """
 
-    def __init__(self, feed: Feed, kind: GeometryKind, *, one_by_one: bool = False) -> None:
+    def __init__(self, feed: Feed, kind: GeometryKind, *, resizes: bool, one_by_one: bool = False) -> None:
         self.gives_names = feed.gives_names
         self._feed = feed
         self._kind = kind
+        self._resizes = resizes
         self._one_by_one = one_by_one
         self._pending: deque[tuple[Plan, tuple[Any, ...]]] = deque()
         self.begin(())
@@ -126,6 +133,11 @@ class Source:
     def under_way(self) -> list[Plan]:
         """The plans whose batches have not been taken."""
         return [plan for plan, _ in self._pending]
+
+    @property
+    def head(self) -> Plan:
+        """The plan whose output comes next."""
+        return self._pending[0][0]
 
     def take(self) -> Plan:
         """Remove and return the plan at the head of those under way; DALI is done with its arrays."""
@@ -161,11 +173,13 @@ class Source:
                 self._pending.append((plan, arrays))
                 yield arrays
 
-    def _where(self, plan: Plan) -> tuple[Any, Any, Any, Any]:
+    def _where(self, plan: Plan) -> tuple[Any, ...]:
+        """Indexed sizes; windows; how to resize: what `kind` and `resizes` ask for."""
         geometry = plan.geometry
         sizes = np.stack([plan.heights, plan.widths], axis=1)
         sides = np.full((len(plan.ids), 2), geometry.size)
         if self._kind == "window":
             start, shape = np.ascontiguousarray(geometry.windows[:, :2]), np.ascontiguousarray(geometry.windows[:, 2:])
-            return sizes, start, shape, sides.astype(np.float32)
-        return sizes, geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets), sides.astype(np.int32)
+            return (sizes, start, shape, sides.astype(np.float32))[: 4 if self._resizes else 3]
+        how = (geometry.sizes.astype(np.float32), np.ascontiguousarray(geometry.offsets), sides.astype(np.int32))
+        return (sizes, *how) if self._resizes else (sizes,)
