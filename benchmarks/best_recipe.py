@@ -1,11 +1,11 @@
 """What the best-of recipe on the icons is made of, and what each part gives.
 
 First candidates, on a part of the training images; then, once that is decided, the reference recipe, its steps towards
-the best-of recipe and that recipe itself, on the test images:
+the best-of recipe and that recipe itself, on images that nothing else is evaluated on:
 
     python benchmarks/icons.py data/icons
-    python benchmarks/best_recipe.py choose --record benchmarks/records/best_recipe_choose.json
-    python benchmarks/best_recipe.py final --record benchmarks/records/best_recipe.json
+    python benchmarks/best_recipe.py tune --record benchmarks/records/best_recipe_tune.json
+    python benchmarks/best_recipe.py sealed --record benchmarks/records/best_recipe.json
 
 Two runs at a time, one thread each; finished runs are not made again.
 """
@@ -19,27 +19,34 @@ from typing import Annotated, Any, Literal
 import typer
 from studies import REFERENCE, about, series, show, spread, train, write_record
 
-Split = Literal["choose", "final"]
+Split = Literal["tune", "sealed"]
+Case = tuple[str, tuple[str, ...]]
 BEST = "configs/icons/best.yaml"
 STUDY = "configs/icons/study.yaml"
-SHORTCUTS = ("model.name=resnet20_bireal_1w1a",)
-CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
+SIZES = {"tune": "{train: 2384, val: 1578, classes: 9}", "sealed": "{train: 2923, val: 2204, classes: 9}"}
+CANDIDATES: dict[str, Case] = {
     "default": (STUDY, ()),
-    "shortcuts": (STUDY, SHORTCUTS),
-    "shortcuts, scale by channel": (STUDY, (*SHORTCUTS, "quantizer.scaling=channel")),
+    "batch 64": (STUDY, ("train.batch_size=64",)),
+    "batch 32": (STUDY, ("train.batch_size=32",)),
+    "batch 64, rate 0.05": (STUDY, ("train.batch_size=64", "optim.lr=0.05")),
+    "batch 64, o_end 2": (STUDY, ("train.batch_size=64", "estimator.o_end=2")),
+    "batch 64, standardised": (STUDY, ("train.batch_size=64", "quantizer.weight=standardize")),
+    "batch 64, shortcuts": (STUDY, ("train.batch_size=64", "model.name=resnet20_bireal_1w1a")),
+    "batch 64, averaged weights": (STUDY, ("train.batch_size=64", "train.ema=0.99")),
 }
-FINAL: dict[str, tuple[str, tuple[str, ...]]] = {
+FINAL: dict[str, Case] = {
+    "reference, float32": (STUDY, (*REFERENCE, "train.precision=fp32")),
     "reference": (STUDY, REFERENCE),
-    "with one rate, normalised slope": (STUDY, (*REFERENCE, "estimator.normalize=true")),
-    "with binary weights' own rate": (STUDY, (*REFERENCE, "estimator.normalize=true", "optim.binary_lr=auto")),
+    "with a normalised slope": (STUDY, (*REFERENCE, "estimator.normalize=true")),
+    "with binary weights' own rate, too": (STUDY, (*REFERENCE, "estimator.normalize=true", "optim.binary_lr=auto")),
+    "default": (STUDY, ()),
     "best": (BEST, ()),
-    "best, ten epochs": (BEST, ("train.epochs=10", "checkpoint.every=10ep")),
 }
 """Name -> configuration, and what the case sets beyond it."""
 
 
 def main(
-    split: Annotated[Split, typer.Argument(help="choose: candidates on training images; final: on the test images.")],
+    split: Annotated[Split, typer.Argument(help="tune: candidates on training images; sealed: on the test images.")],
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/best_recipe"),
     data: Annotated[Path, typer.Option(help="The data sets, from benchmarks/icons.py.")] = Path("data/icons"),
     cases: Annotated[list[str] | None, typer.Option("--case", help="Only these; all by default.")] = None,
@@ -49,11 +56,10 @@ def main(
     record: Annotated[Path | None, typer.Option(help="Write what was measured to this JSON file.")] = None,
 ) -> None:
     """Train every case with every seed; compare accuracy and time."""
-    known = CANDIDATES if split == "choose" else FINAL
+    known = CANDIDATES if split == "tune" else FINAL
     chosen = {name: known[name] for name in cases or known}
-    sizes = {"choose": "{train: 2452, val: 539, classes: 9}", "final": "{train: 2991, val: 2004, classes: 9}"}
-    common = [f"data.root={data / split}", f"data.expect={sizes[split]}", f"train.epochs={epochs}"]
-    common += ["eval.every=5ep" if split == "choose" else "eval.every=1ep"]
+    common = [f"data.root={data / split}", f"data.expect={SIZES[split]}", f"train.epochs={epochs}"]
+    common += ["eval.every=5ep" if split == "tune" else "eval.every=1ep"]
     place = folder / split
     with ThreadPoolExecutor(jobs) as pool:
         started = [

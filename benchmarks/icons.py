@@ -8,15 +8,16 @@ mirror images.
     apt-get install oxygen-icon-theme gnome-icon-theme tango-icon-theme
     python benchmarks/icons.py data/icons
 
-makes `data/icons/final` (train, val) and `data/icons/choose`, in which val is a part of final's training images: choose
-there, report on the other.
+makes four data sets of these icons in `data/icons`, each with train and val. Whoever compares methods takes `final` and
+`choose`, whose val is a part of final's training images. Whoever claims that a recipe is better takes `tune` to find it
+and `sealed` to report it: nothing else is ever evaluated on sealed's val.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from PIL import Image, ImageOps
@@ -35,13 +36,30 @@ TESTED_TOO = {"oxygen": (22, 256), "gnome": (22, 24), "tango": (22, 24)}
 THINNED = {"actions": (48,)}
 """Half of all icons are actions: of that category only these sizes are taken."""
 PIXELS = 32
-PLACES = {"train": ("final/train", "choose/train"), "choose": ("final/train", "choose/val"), "test": ("final/val",)}
+SIDES = {"test": 0.2, "choose": 0.35, "sealed": 0.55, "train": 1.0}
+"""Side -> where its share of the names ends."""
+
+
+class Split(NamedTuple):
+    """A data set: the sides trained on and the side tested on, there with `more` sizes and mirror images or without."""
+
+    train: frozenset[str]
+    val: str
+    more: bool = True
+
+
+SPLITS = {
+    "final": Split(frozenset({"choose", "sealed", "train"}), "test"),
+    "choose": Split(frozenset({"sealed", "train"}), "choose", more=False),
+    "sealed": Split(frozenset({"test", "choose", "train"}), "sealed"),
+    "tune": Split(frozenset({"test", "train"}), "choose"),
+}
 
 
 def side(name: str) -> str:
-    """The split that all icons called `name` go to: a fifth is tested on, 15 % serve to choose."""
+    """The side that all icons called `name` are on."""
     share = hashlib.sha256(name.encode()).digest()[0] / 256
-    return "test" if share < 0.2 else "choose" if share < 0.35 else "train"
+    return next(side for side, end in SIDES.items() if share < end)
 
 
 def rendered(path: Path) -> Image.Image:
@@ -57,21 +75,30 @@ def icons_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.png") if not path.is_symlink())
 
 
-def keep(path: Path, folders: list[Path], prefix: str, mirrored: bool) -> None:
-    """Render an icon into each folder; its mirror image, too, if it is tested on: training sees it mirrored as well."""
-    image = rendered(path)
-    images = {"": image} | ({"_mirrored": ImageOps.mirror(image)} if mirrored else {})
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, each in images.items():
-            each.save(folder / f"{prefix}_{path.stem}{suffix}.jpg", quality=95, subsampling=0)
+def keep(path: Path, root: Path, category: str, theme: str, size: int) -> None:
+    """Put an icon where it belongs; its mirror image, too, where it is tested on: training sees it mirrored as well."""
+    image, here = rendered(path), side(path.stem)
+    is_usual = size in SOURCES[theme][1]
+    for name, split in SPLITS.items():
+        if here in split.train and is_usual:
+            save(image, root / name / "train" / category, f"{theme}_{size}_{path.stem}")
+        elif here == split.val and (is_usual or split.more):
+            save(image, root / name / "val" / category, f"{theme}_{size}_{path.stem}")
+            if split.more:
+                save(ImageOps.mirror(image), root / name / "val" / category, f"{theme}_{size}_{path.stem}_mirrored")
+
+
+def save(image: Image.Image, folder: Path, name: str) -> None:
+    """As JPEG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / f"{name}.jpg", quality=95, subsampling=0)
 
 
 def main(
     root: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/icons"),
     icons: Annotated[Path, typer.Option(help="Where the themes are installed.")] = Path("/usr/share/icons"),
 ) -> None:
-    """Render the icons, split them by name, index both data sets."""
+    """Render the icons, split them by name, index the data sets."""
     absent = [theme for theme, (folder, _) in SOURCES.items() if not (icons / folder).is_dir()]
     if absent:
         raise SystemExit(f"not installed: {absent}; apt-get install {' '.join(f'{t}-icon-theme' for t in SOURCES)}")
@@ -81,10 +108,8 @@ def main(
         every = (*sizes, *TESTED_TOO[theme])
         for size, category in ((s, c) for s in every for c in CLASSES if s in THINNED.get(c, every)):
             for path in icons_of(icons / folder / f"{size}x{size}" / category):
-                where = side(path.stem)
-                if where == "test" or size in sizes:
-                    keep(path, [root / place / category for place in PLACES[where]], f"{theme}_{size}", where == "test")
-    for name in ("final", "choose"):
+                keep(path, root, category, theme, size)
+    for name in SPLITS:
         typer.echo(f"{root / name}: {prepare_folder(root / name).samples}")
 
 
