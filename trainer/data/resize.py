@@ -53,7 +53,8 @@ class Resizer:
             out.copy_(self._resized(image, geometry.size, geometry.size))
             return
         height, width = geometry.sizes[position].tolist()
-        place(self._resized(image, height, width), *geometry.offsets[position].tolist(), out)
+        top, left = geometry.offsets[position].tolist()
+        place(self._resized(image, height, width), top, left, out)
 
     def _resized(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
         if image.shape[:2] == (height, width):
