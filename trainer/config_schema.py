@@ -175,6 +175,7 @@ class TrainConfig(Group):
     recompute: bool = Field(
         False, description="compiled: signs are computed again in the backward pass, not kept; less memory, some time"
     )
+    cuda_graphs: bool = Field(False, description="compiled, on a GPU: kernels are replayed as CUDA graphs")
     kernels: Literal["compiled", "triton"] = Field(
         "compiled", description="signs and slopes by plain torch code, or by fused kernels on a GPU"
     )
@@ -380,6 +381,12 @@ class Config(Group):
             raise ValueError(
                 f"train.accumulation={self.train.accumulation} exceeds train.batch_size={self.train.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_are_of_compiled_code(self) -> Config:
+        if self.train.cuda_graphs and not self.train.compile:
+            raise ValueError("train.cuda_graphs=true replays compiled code: set train.compile=true")
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def choose_device(environment: Environment) -> torch.device:
 
 
 def apply_switches(train: TrainConfig, environment: Environment, device: torch.device) -> None:
-    """Kernels, what compiled code keeps, TF32, determinism, convolution search and threads.
+    """Kernels, what compiled code keeps and replays, TF32, determinism, convolution search and threads.
 
     On a CPU the cores are shared between the ranks of the machine. OMP_NUM_THREADS is obeyed, unless it is the 1 that
     torchrun sets by itself.
@@ -44,6 +44,11 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     _choose_kernels(train, device)
     # Else torch never computes again what has to lie in memory anyway, as the signs that a convolution reads.
     functorch.ban_recompute_materialized_backward = not train.recompute
+    if train.cuda_graphs and device.type == "cuda":
+        # Importing the compiler takes seconds.
+        from torch._inductor import config as inductor
+
+        inductor.triton.cudagraphs = True
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
     torch.backends.cudnn.benchmark = not train.deterministic

@@ -31,6 +31,13 @@ def test_all_errors_come_at_once_with_file_line_and_suggestion(tmp_path: Path) -
     assert "command line: train.drop_last" in text
 
 
+def test_cuda_graphs_need_a_compiled_step_and_are_no_part_of_the_digest() -> None:
+    with pytest.raises(ConfigError, match=r"train.cuda_graphs=true replays compiled code: set train.compile=true"):
+        load_config(None, ["train.cuda_graphs=true"])
+    replayed, plain = (load_config(None, ["train.compile=true", f"train.cuda_graphs={on}"]) for on in ("true", "false"))
+    assert config_digest(replayed) == config_digest(plain)
+
+
 def test_a_child_overrides_its_parent_and_the_command_line_overrides_both(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "base.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 64}\n")
