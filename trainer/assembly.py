@@ -53,6 +53,7 @@ from trainer.ranks import (
     missing_images,
 )
 from trainer.run import Plan, Run, State
+from trainer.running_statistics import RunningStatistics
 from trainer.saver import Saver
 from trainer.signals import Requests
 from trainer.stopping import Stopper
@@ -170,6 +171,7 @@ def _build(
         learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
         power=schedule.power(config, order.steps_per_epoch),
         progress=schedule.progress(config, order.steps_per_epoch),
+        statistics=RunningStatistics(model, schedule.statistics_share(config, order.steps_per_epoch)),
         pixels=pixels,
         order=order,
         feed=Feed(faults.around(loader.load(order.plans(state.step, plan.end_step))), watchdog.pulse),

@@ -251,9 +251,14 @@ class SyncImages(Group):
 
 
 class BatchNormConfig(Group):
-    """Which ranks share batch statistics."""
+    """Which ranks share batch statistics, and how running statistics follow them."""
 
     sync: Literal["off", "world"] | SyncImages = Field("world", description="off, world or {images: N}")
+    momentum: Literal["auto", "decay", "fixed"] = Field(
+        "auto",
+        description="of running statistics: decay falls with the learning rate, to a fifth; fixed stays, as published; "
+        "auto: decay, but fixed with reference numerics",
+    )
 
 
 class EvalConfig(Group):

@@ -61,6 +61,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
     run.follow_schedules(step)
     seed_step(run.config.seed, step, run.environment.rank)
     run.guard.begin()
+    run.statistics.begin(step)
     for micro in range(micro_batches):
         batch = run.feed.take()
         run.follow_batch(batch.plan)
@@ -73,6 +74,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
             # Gradients are averaged over ranks; this weight makes that the mean over the global batch, even if uneven.
             run.engine.backward(loss.total * (run.environment.world_size / batch.plan.global_batch_count))
         run.meters.add(loss.total, correct_counts(loss.logits.detach(), labels), len(labels), loss.parts)
+    run.statistics.end(step)
     global_loss = run.meters.agree()
     gradient_norm = run.engine.finish_gradients()
     blocked = run.guard.check(global_loss, gradient_norm, step)

@@ -26,6 +26,7 @@ from trainer.meters import Meters
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.pulse import Pulse
 from trainer.quarantine import SharedQuarantine
+from trainer.running_statistics import RunningStatistics
 from trainer.saver import Saver
 from trainer.schedule import Power
 from trainer.stopping import Stopper
@@ -104,6 +105,7 @@ class Run:
     learning_rate: Callable[[int], float]
     power: Power
     progress: Callable[[int], float]
+    statistics: RunningStatistics
     pixels: Pixels
     order: TrainOrder
     feed: Feed

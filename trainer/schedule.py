@@ -186,3 +186,24 @@ def power(config: Config, steps_per_epoch: int) -> Power:
 def progress(config: Config, steps_per_epoch: int) -> Progress:
     """How far training is, for what is annealed."""
     return Progress(config.train.epochs * steps_per_epoch, steps_per_epoch, config.estimator.granularity)
+
+
+SLOWEST = 0.2
+"""Least share of their usual pace at which running statistics move: an average over about a hundred batches."""
+
+
+def statistics_share(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """The pace of running statistics after so many completed steps, as a share of the usual one.
+
+    That of the learning rate in its peak, at least `SLOWEST`; 1 in the warm-up and where `batchnorm.momentum` is fixed.
+    """
+    chosen = config.batchnorm.momentum
+    if chosen == "fixed" or (chosen == "auto" and config.model.numerics == "reference"):
+        return constant
+    rate = learning_rate(config, steps_per_epoch)
+    warmup = duration_steps(config.optim.warmup, steps_per_epoch, config.train.epochs * steps_per_epoch)
+
+    def share(step: int) -> float:
+        return 1.0 if step < warmup else min(max(rate(step) / config.optim.lr, SLOWEST), 1.0)
+
+    return share
