@@ -28,14 +28,10 @@ CANDIDATES: dict[str, Case] = {
     "default": (STUDY, ()),
     "batch 64": (STUDY, ("train.batch_size=64",)),
     "batch 32": (STUDY, ("train.batch_size=32",)),
-    "batch 64, rate 0.05": (STUDY, ("train.batch_size=64", "optim.lr=0.05")),
-    "batch 64, o_end 2": (STUDY, ("train.batch_size=64", "estimator.o_end=2")),
     "batch 64, standardised": (STUDY, ("train.batch_size=64", "quantizer.weight=standardize")),
     "batch 64, shortcuts": (STUDY, ("train.batch_size=64", "model.name=resnet20_bireal_1w1a")),
-    "batch 64, averaged weights": (STUDY, ("train.batch_size=64", "train.ema=0.99")),
 }
 FINAL: dict[str, Case] = {
-    "reference, float32": (STUDY, (*REFERENCE, "train.precision=fp32")),
     "reference": (STUDY, REFERENCE),
     "with a normalised slope": (STUDY, (*REFERENCE, "estimator.normalize=true")),
     "with binary weights' own rate, too": (STUDY, (*REFERENCE, "estimator.normalize=true", "optim.binary_lr=auto")),
@@ -58,7 +54,12 @@ def main(
     """Train every case with every seed; compare accuracy and time."""
     known = CANDIDATES if split == "tune" else FINAL
     chosen = {name: known[name] for name in cases or known}
-    common = [f"data.root={data / split}", f"data.expect={SIZES[split]}", f"train.epochs={epochs}"]
+    common = [
+        f"data.root={data / split}",
+        f"data.expect={SIZES[split]}",
+        f"train.epochs={epochs}",
+        "train.precision=fp32",
+    ]
     common += ["eval.every=5ep" if split == "tune" else "eval.every=1ep"]
     place = folder / split
     with ThreadPoolExecutor(jobs) as pool:
