@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from trainer.data.geometry import Geometry
+from trainer.data.pillow import Pixels
 
 
 class Resizer:
@@ -34,7 +36,8 @@ class Resizer:
             uint8 (B, S, S, 3).
         """
         side = geometry.size
-        batch = torch.empty((len(images), side, side, 3), dtype=torch.uint8)
+        # NumPy copies in the thread that asks; torch would start threads of its own in each of ours.
+        batch = np.empty((len(images), side, side, 3), np.uint8)
 
         def some(positions: range) -> None:
             for position in positions:
@@ -42,29 +45,30 @@ class Resizer:
 
         shares = [range(first, len(images), self._threads) for first in range(self._threads)]
         list(self._executor.map(some, shares))
-        return batch
+        return torch.from_numpy(batch)
 
     def close(self) -> None:
         """Stop the threads."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _show(self, image: torch.Tensor, geometry: Geometry, position: int, out: torch.Tensor) -> None:
+    def _show(self, image: torch.Tensor, geometry: Geometry, position: int, out: Pixels) -> None:
         if geometry.kind == "window":
-            out.copy_(self._resized(image, geometry.size, geometry.size))
+            out[...] = self._resized(image, geometry.size, geometry.size)
             return
         height, width = geometry.sizes[position].tolist()
         top, left = geometry.offsets[position].tolist()
         place(self._resized(image, height, width), top, left, out)
 
-    def _resized(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        if image.shape[:2] == (height, width):
-            return image
-        # With these strides torch sees channels_last, for which it has its fast code.
-        nchw = image[None].permute(0, 3, 1, 2)
-        return F.interpolate(nchw, size=(height, width), mode="bilinear", antialias=self._antialias)[0].permute(1, 2, 0)
+    def _resized(self, image: torch.Tensor, height: int, width: int) -> Pixels:
+        if image.shape[:2] != (height, width):
+            # With these strides torch sees channels_last, for which it has its fast code.
+            nchw, size = image[None].permute(0, 3, 1, 2), (height, width)
+            resized = F.interpolate(nchw, size=size, mode="bilinear", antialias=self._antialias)
+            image = resized[0].permute(1, 2, 0)
+        return image.numpy()
 
 
-def place(image: torch.Tensor, top: int, left: int, out: torch.Tensor) -> None:
+def place(image: Pixels, top: int, left: int, out: Pixels) -> None:
     """Fill `out` (S, S, 3) with the part of `image` (H, W, 3) that begins at (top, left), zero outside of it."""
     side = len(out)
     rows, columns = (
@@ -73,5 +77,5 @@ def place(image: torch.Tensor, top: int, left: int, out: torch.Tensor) -> None:
     )
     shown = image[rows, columns]
     if shown.shape != out.shape:
-        out.zero_()
+        out[...] = 0
     out[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = shown
