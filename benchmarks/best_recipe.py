@@ -24,6 +24,7 @@ Case = tuple[str, tuple[str, ...]]
 BEST = "configs/icons/best.yaml"
 STUDY = "configs/icons/study.yaml"
 SIZES = {"tune": "{train: 2384, val: 1578, classes: 9}", "sealed": "{train: 2923, val: 2204, classes: 9}"}
+NORMALISED = (*REFERENCE, "estimator.normalize=true")
 CANDIDATES: dict[str, Case] = {
     "default": (STUDY, ()),
     "batch 64": (STUDY, ("train.batch_size=64",)),
