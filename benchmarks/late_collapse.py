@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "official recipe, normalised slope": (*REFERENCE, "estimator.normalize=true"),
     "default, o_end 2": ("estimator.o_end=2",),
     "default, whole batches": ("train.drop_last=true",),
+    "default, fixed momentum of statistics": ("batchnorm.momentum=fixed",),
     "default, one rate": ("optim.binary_lr=1",),
     "default, clipped STE": ("estimator.name=ste", "estimator.threshold=1.5"),
 }

@@ -40,10 +40,14 @@ def test_a_share_of_the_step_is_a_smaller_momentum() -> None:
 
 def test_a_batch_norm_without_running_statistics_has_none_to_slow() -> None:
     model = nn.BatchNorm2d(3, track_running_stats=False)
+    images = torch.randn(2, 3, 4, 4)
     statistics = RunningStatistics(model, lambda step: 0.5)
     statistics.begin(0)
-    model(torch.randn(2, 3, 4, 4))
+    normalised = model(images)
     statistics.end(0)
+    mean, variance = images.mean((0, 2, 3), keepdim=True), images.var((0, 2, 3), keepdim=True, correction=0)
+    torch.testing.assert_close(normalised, (images - mean) / (variance + model.eps).sqrt())
+    assert not list(model.buffers())
 
 
 @pytest.mark.parametrize(

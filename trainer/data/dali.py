@@ -4,9 +4,9 @@ Python hands over names, not bytes; of images in tar files it hands over views o
 has filled, which DALI does not copy. Antialiased linear resize and no EXIF rotation, so that the pixels are
 those of the Pillow loader: both libraries decode JPEG with libjpeg-turbo on the CPU.
 
-A GPU resizes where it decodes. On a CPU `torch` does, several times as fast as DALI's operator there and within
-one of 255 of Pillow; DALI's pixels differ from theirs by rounding, and in the outermost line of a shrunken image
-by up to an eighth of the contrast there, because DALI repeats the edge where Pillow leaves out what lies beyond it.
+A GPU resizes where it decodes. On a CPU `torch` does, in less time than DALI's operator there and within two of
+255 of Pillow; DALI's pixels differ from theirs by rounding, and in the outermost line of a shrunken image by up to
+an eighth of the contrast there, because DALI repeats the edge where Pillow leaves out what lies beyond it.
 """
 
 from __future__ import annotations
