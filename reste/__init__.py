@@ -31,10 +31,12 @@ from .layers import (
     binary_layers,
     binary_weight,
     get_power,
+    power_layers,
     quantized_weight,
     set_power,
     set_powers,
     set_progress,
+    write_powers,
 )
 from .levels import levels_curve, levels_gain, levels_slope, reste_levels
 from .mismatch import gradient_mismatch
@@ -92,6 +94,7 @@ __all__ = [
     "list_estimators",
     "list_quantizers",
     "list_scalings",
+    "power_layers",
     "power_schedule",
     "quantized_weight",
     "rational_curve",
@@ -115,4 +118,5 @@ __all__ = [
     "ste_sign",
     "steer_power",
     "weight_scale",
+    "write_powers",
 ]

@@ -17,7 +17,7 @@ Shape letters: B batch, C and I input channels, O output channels, H and W heigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
@@ -199,24 +199,40 @@ def set_power(model: nn.Module, value: float) -> None:
         estimator.write_power(value)
 
 
-def set_powers(model: nn.Module, power: Callable[[float], float]) -> None:
-    """Write a power for each layer; as `set_power`, which writes one for all.
+def power_layers(model: nn.Module) -> list[list[Estimator]]:
+    """For every module of `model` that owns an estimator with a power, those of its estimators, in module order.
+
+    `write_powers` takes this: walking through a network costs more than the writing, and a training does it once.
+    """
+    found = ([child for child in module.children() if isinstance(child, Estimator)] for module in model.modules())
+    with_power = ([estimator for estimator in estimators if estimator.has_power] for estimators in found)
+    return [estimators for estimators in with_power if estimators]
+
+
+def write_powers(layers: Sequence[Sequence[Estimator]], power: Callable[[float], float]) -> None:
+    """Write a power for each layer; see `set_power` for the rules.
 
     Args:
-        model: its layers are all modules that own estimators, in module order.
+        layers: of `power_layers`.
         power: of a layer's depth, 0 for the first layer and 1 for the last one.
 
     Raises:
         ValueError: a power is below 1 or not finite.
     """
-    found = ([child for child in module.children() if isinstance(child, Estimator)] for module in model.modules())
-    layers = [estimators for estimators in found if any(estimator.has_power for estimator in estimators)]
     for place, estimators in enumerate(layers):
         value = power(place / max(len(layers) - 1, 1))
         require_power(value)
         for estimator in estimators:
-            if estimator.has_power:
-                estimator.write_power(value)
+            estimator.write_power(value)
+
+
+def set_powers(model: nn.Module, power: Callable[[float], float]) -> None:
+    """Write a power for each layer of `model`; as `set_power`, which writes one for all, and `write_powers`.
+
+    Raises:
+        ValueError: a power is below 1 or not finite.
+    """
+    write_powers(power_layers(model), power)
 
 
 def get_power(model: nn.Module) -> float | None:

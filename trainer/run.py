@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from reste import SignMemory, set_draws, set_powers, set_progress
+from reste import Estimator, SignMemory, power_layers, set_draws, set_progress, write_powers
 from trainer.config import Config
 from trainer.criterion import Criterion
 from trainer.data.batch import Loader
@@ -128,8 +128,12 @@ class Run:
 
     def follow_schedules(self, step: int) -> None:
         """Write into the network what holds for the step after `step` completed ones; nothing is recompiled."""
-        set_powers(self.model, partial(self.power_at, step))
+        write_powers(self._power_layers, partial(self.power_at, step))
         set_progress(self.model, self.progress(step))
+
+    @cached_property
+    def _power_layers(self) -> list[list[Estimator]]:
+        return power_layers(self.model)
 
     def follow_batch(self, plan: BatchPlan) -> None:
         """Write into the network what the noise of the coming forward pass belongs to, if it has any."""

@@ -29,17 +29,19 @@ class RunningStatistics:
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         found = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
         self._now = [statistic for statistic in found if statistic is not None]
-        self._before: list[torch.Tensor] = []
+        self._before = [statistic.clone() for statistic in self._now]
         self._share = share
 
     def begin(self, step: int) -> None:
         """Before the forward passes of the step after `step` completed ones."""
-        slow = self._now and self._share(step) < 1
-        self._before = [statistic.clone() for statistic in self._now] if slow else []
+        if self._slows(step):
+            torch._foreach_copy_(self._before, self._now)
 
     def end(self, step: int) -> None:
         """After them."""
-        if self._before:
+        if self._slows(step):
             torch._foreach_lerp_(self._before, self._now, self._share(step))
             torch._foreach_copy_(self._now, self._before)
-            self._before = []
+
+    def _slows(self, step: int) -> bool:
+        return bool(self._now) and self._share(step) < 1

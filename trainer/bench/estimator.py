@@ -14,7 +14,7 @@ from trainer.bench.naive import NaiveConv, NaiveSign
 
 ELEMENTS = 32 * 32 * 56 * 56
 """3.2 million: an early activation of a ResNet with 32 images."""
-CALLS = 5
+CALLS = 20
 """In one measurement."""
 ON_A_GPU = 64
 """Times as many there, so that the tensors do not fit its caches and no launch is seen."""
