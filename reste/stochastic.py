@@ -74,6 +74,7 @@ class RandomSign(Quantizer):
             raise ValueError(f"scale must be a finite number > 0, got {scale}")
         self.noise, self.scale = noise, scale
         self.sampling = False
+        self.rows_of: dict[tuple[int, torch.device], Tensor] = {}
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("rows", torch.zeros(0, dtype=torch.int64), persistent=False)
 
@@ -173,10 +174,10 @@ def set_draws(model: nn.Module, *, seed: int, step: int, samples: Tensor) -> Non
 
 def _tell(quantizer: RandomSign, key: int, rows: Tensor) -> None:
     quantizer.key.fill_(key)
-    if quantizer.rows.shape == rows.shape:
-        quantizer.rows.copy_(rows)
-    else:
-        quantizer.rows = rows.clone()
+    if quantizer.rows.shape != rows.shape:
+        # The same memory again for the same number: what replays a CUDA graph knows addresses.
+        quantizer.rows = quantizer.rows_of.setdefault((len(rows), rows.device), torch.empty_like(rows))
+    quantizer.rows.copy_(rows)
 
 
 @contextmanager

@@ -256,9 +256,11 @@ def may_fuse(config: Config, device: torch.device) -> bool:
     """Whether torch's fused optimizers may be used.
 
     On a CPU they round an element by where it lies in its tensor, so that ZeRO 1's flat parts would differ from DDP's
-    tensors. The loss scaler of fp16 skips steps, and fused SGD leaves its momentum uninitialised if it skips the first.
+    tensors. Fused SGD leaves its momentum uninitialised if it skips the first step, which the loss scaler of fp16
+    and `train.nonfinite=skip` may do.
     """
-    return device.type == "cuda" and config.train.precision != "fp16"
+    skips = config.train.precision == "fp16" or most_skipped(config.train.nonfinite) > 0
+    return device.type == "cuda" and not skips
 
 
 def facts(config: Config, data: datasets.Datasets, environment: Environment, groups: int) -> dict[str, Any]:

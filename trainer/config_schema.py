@@ -392,6 +392,11 @@ class Config(Group):
     def _graphs_are_of_compiled_code(self) -> Config:
         if self.train.cuda_graphs and not self.train.compile:
             raise ValueError("train.cuda_graphs=true replays compiled code: set train.compile=true")
+        if self.train.cuda_graphs and self.train.accumulation > 1:
+            raise ValueError(
+                "train.cuda_graphs=true with train.accumulation above 1: a replay writes over the gradients of the "
+                "micro-batch before; set one of the two back"
+            )
         return self
 
     @model_validator(mode="after")

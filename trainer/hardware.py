@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 
 import torch
 import torch._functorch.config as functorch
@@ -44,18 +45,19 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     _choose_kernels(train, device)
     # Else torch never computes again what has to lie in memory anyway, as the signs that a convolution reads.
     functorch.ban_recompute_materialized_backward = not train.recompute
-    if train.cuda_graphs and device.type == "cuda":
-        # Importing the compiler takes seconds.
+    graphs = train.cuda_graphs and device.type == "cuda"
+    # Importing the compiler takes seconds. A stage before this one may have done it, and replayed graphs.
+    if graphs or "torch._inductor.config" in sys.modules:
         from torch._inductor import config as inductor
 
-        inductor.triton.cudagraphs = True
+        inductor.triton.cudagraphs = graphs
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         # cuBLAS reads this when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(train.deterministic)
     chosen = os.environ.get("OMP_NUM_THREADS")
     if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))

@@ -16,7 +16,7 @@ from trainer import checkpoint, checkpoints
 STEPS = 24  # of the 31 steps of the first epoch
 BASE = [*SMALL, f"train.max_steps={STEPS}", "checkpoint.every=5", "eval.every=12"]
 PLAIN: tuple[str, ...] = ()
-MIXED = ("train.precision=fp16", "train.ema=0.9", "train.clip_norm=1.0", "train.accumulation=2", "train.batch_size=50")
+MIXED = ("train.precision=fp16", "train.ema=0.9", "train.clip_norm=1.0", "train.accumulation=2", "train.batch_size=26")
 
 
 def arguments(runs: Path, name: str, digits: Path, ranks: int, extra: tuple[str, ...]) -> list[str]:

@@ -283,3 +283,15 @@ def test_noise_is_in_no_state_dict_and_survives_casts():
     set_draws(net, seed=1, step=2, samples=torch.arange(6))
     before = net[0].activation_quantizer.key.clone()
     assert torch.equal(net.half()[0].activation_quantizer.key, before)
+
+
+def test_the_numbers_of_a_batch_lie_where_they_lay_before_a_smaller_one():
+    """What replays a CUDA graph knows addresses, not tensors."""
+    net = stochastic_net()
+    places = []
+    for count in (6, 2, 6):
+        set_draws(net, seed=1, step=count, samples=torch.arange(count) + 3)
+        rows = net[0].activation_quantizer.rows
+        assert rows.tolist() == list(range(3, 3 + count))
+        places.append(rows.data_ptr())
+    assert places[0] == places[2] != places[1]

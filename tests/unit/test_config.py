@@ -34,6 +34,8 @@ def test_all_errors_come_at_once_with_file_line_and_suggestion(tmp_path: Path) -
 def test_cuda_graphs_need_a_compiled_step_and_are_no_part_of_the_digest() -> None:
     with pytest.raises(ConfigError, match=r"train.cuda_graphs=true replays compiled code: set train.compile=true"):
         load_config(None, ["train.cuda_graphs=true"])
+    with pytest.raises(ConfigError, match=r"replay writes over the gradients of the micro-batch before"):
+        load_config(None, ["train.cuda_graphs=true", "train.compile=true", "train.accumulation=2"])
     replayed, plain = (load_config(None, ["train.compile=true", f"train.cuda_graphs={on}"]) for on in ("true", "false"))
     assert config_digest(replayed) == config_digest(plain)
 

@@ -115,6 +115,9 @@ class DaliLoader:
             batches.close()
 
     def _produce(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        if self._recipe.device_id is not None:
+            # A thread begins at GPU 0, and would take memory there for every rank.
+            torch.cuda.set_device(self._recipe.device_id)
         with self._in_use:
             if self._pipeline is None:
                 self._pipeline = self._recipe.build(self._source, self._max_batch, depth=2)

@@ -197,6 +197,7 @@ def _create_loader(
             prefetch=data.prefetch,
             rank=environment.rank,
             storage=storage,
+            pinned=device.type == "cuda",
         )
     from trainer.data.dali import DaliLoader
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from trainer.data.background import Background, ordered_map
@@ -19,7 +18,7 @@ from trainer.data.faults import file_fault, one_line
 from trainer.data.geometry import GeometryKind
 from trainer.data.index import Index
 from trainer.data.order import Plan
-from trainer.data.pillow import Pixels, cut, open_rgb
+from trainer.data.pillow import cut, open_rgb
 from trainer.data.storage import Files, Shards, open_storage
 
 _CHUNK = 8
@@ -38,6 +37,7 @@ class TorchvisionLoader:
         prefetch: batches made ahead.
         rank: named in errors.
         storage: reads the samples; by default what the index tells of.
+        pinned: images lie in memory from which a GPU copies without its host waiting.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class TorchvisionLoader:
         prefetch: int = 2,
         rank: int = 0,
         storage: Files | Shards | None = None,
+        pinned: bool = False,
     ) -> None:
         self._index = index
         self._storage = storage or open_storage(index, root)
@@ -59,6 +60,7 @@ class TorchvisionLoader:
         self._workers = max(workers, 1)
         self._prefetch = prefetch
         self._rank = rank
+        self._pinned = pinned
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         self._current: weakref.ref[Background[Batch]] | None = None
 
@@ -83,27 +85,28 @@ class TorchvisionLoader:
     def _produce(self, plans: Iterable[Plan]) -> Iterator[Batch]:
         """Chunks of samples go to the threads; a batch is handed out when the last chunk of it is done."""
         window = 2 * self._workers
-        for plan, pixels, stop in ordered_map(self._executor, self._fill, self._chunks(plans), window=window):
+        for plan, images, stop in ordered_map(self._executor, self._fill, self._chunks(plans), window=window):
             if stop == len(plan.ids):
-                yield make_batch(plan, torch.from_numpy(pixels))
+                yield make_batch(plan, images)
 
-    def _chunks(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Pixels, int, int]]:
+    def _chunks(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, torch.Tensor, int, int]]:
         for plan in plans:
             largest, kind, most = self._limits
             size, count = plan.geometry.size, len(plan.ids)
             assert plan.geometry.kind == kind, "a plan for another loader"
             assert size <= largest, "a plan larger than image_size"
             assert count <= most, "a plan larger than max_batch"
-            pixels = np.empty((count, size, size, 3), dtype=np.uint8)
+            images = torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
             for start in range(0, max(count, 1), _CHUNK):
-                yield plan, pixels, start, min(start + _CHUNK, count)
+                yield plan, images, start, min(start + _CHUNK, count)
 
-    def _fill(self, chunk: tuple[Plan, Pixels, int, int]) -> tuple[Plan, Pixels, int]:
-        plan, pixels, start, stop = chunk
+    def _fill(self, chunk: tuple[Plan, torch.Tensor, int, int]) -> tuple[Plan, torch.Tensor, int]:
+        plan, images, start, stop = chunk
+        pixels = images.numpy()
         for position in range(start, stop):
             sample = int(plan.ids[position])
             try:
                 pixels[position] = cut(open_rgb(self._index, self._storage, sample), plan.geometry, position)
             except Exception as error:  # Pillow's decoders raise many kinds; all of them mean this file
                 raise file_fault(self._index, self._storage, sample, rank=self._rank, reason=one_line(error)) from error
-        return plan, pixels, stop
+        return plan, images, stop

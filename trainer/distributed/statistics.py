@@ -137,7 +137,9 @@ def _gradient_sums(
         # Of the gradient: what does not depend on it the compiler moves to the forward pass, collectives included.
         zeros = gradient.sum([0, *range(2, x.ndim)], dtype=mean.dtype)
         return zeros, zeros
+    # Empty, not None: the kernel for GPUs insists on these two, and then takes the given mean and variance.
+    unsaved = mean.new_empty(0)
     _, gh_sum, g_sum = torch.ops.aten.native_batch_norm_backward(
-        gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
+        gradient, x, weight, mean, variance, unsaved, unsaved, False, eps, [False, True, True]
     )
     return gh_sum, g_sum

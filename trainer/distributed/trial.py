@@ -49,6 +49,8 @@ def _bandwidth(size: int, board: Board, device: torch.device) -> float:
     for _ in range(_ROUNDS):
         tensor = pattern * (board.rank + 1)
         dist.all_reduce(tensor[:1].clone())  # begin together
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         started = time.perf_counter()
         dist.all_reduce(tensor)
         if device.type == "cuda":
