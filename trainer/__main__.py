@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED
+from trainer.failures import note_exit_code
 from trainer.main import run_rank
-
-EXIT_FILE = "RESTE_EXIT_FILE"
-"""Environment variable: file for the exit code, where the launcher in between forgets it, as torchrun does."""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,10 +23,9 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     end_with_launcher()
     code = run_rank(Path(arguments[0]), arguments[1:])
-    note = os.environ.get(EXIT_FILE)
-    if not note or code == EXIT_BUG:  # a rank that has only lost its peers knows no reason; those that do agree on it
+    # A rank that has only lost its peers knows no reason; those that do agree on it.
+    if code == EXIT_BUG or not note_exit_code(code):
         return code
-    Path(note).write_text(f"{code}\n", encoding="utf-8")
     # To torchrun any other number is a failure, for which it ends the peers while they are leaving.
     return EXIT_FINISHED if code == EXIT_STOPPED else code
 

@@ -86,7 +86,11 @@ def build(config: Config, requests: Requests | None = None, watchdog: Watchdog |
     with ExitStack() as undo:
         collectives.init_process_group(environment, device, timeout_s=collective_timeout_s(config))
         undo.callback(collectives.shutdown)
-        run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
+        try:
+            run = _build(config, environment, device, requests or Requests(), watchdog or create_watchdog(config), undo)
+        except BaseException:
+            collectives.give_up()
+            raise
         if config.log.profile is not None:
             undo.callback(record_steps(run, config.log.profile))
         run.close = undo.pop_all().close

@@ -25,7 +25,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation import Evaluation, evaluate
 from trainer.hardware import apply_switches, choose_device
 from trainer.main import guarded
-from trainer.network import create_network, load_weights
+from trainer.network import create_network, load_as_saved
 from trainer.pixels import AUTOCAST, Pixels
 from trainer.registered import numbered, open_registered
 from trainer.signals import Requests
@@ -154,7 +154,7 @@ def _overrides(data: Path | None, batch_size: int | None, loader: str | None) ->
 
 def _from_checkpoint(path: Path, config: Config, weights: str, classes: list[str], device: torch.device) -> nn.Module:
     model = create_network(config, classes, device, weights_follow=True)
-    load_weights(model, checkpoint.load_payload(path, weights), path)
+    load_as_saved(model, path, weights, config)
     return model
 
 

@@ -43,10 +43,31 @@ def is_lost_peer(error: BaseException) -> bool:
         "Connection closed by peer",
         "Connection reset by peer",
         "Broken pipe",
-        "remote process exited",
+        "remote process exit",
+        "ncclRemoteError",
+        "communicator was aborted",
+        "collective operation timeout",
         "timed out",
     )
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def note_exit_code(code: int, *, unless_told: bool = False) -> bool:
+    """Leave an exit code in the file that RESTE_EXIT_FILE names, for launchers that forget it, as torchrun does.
+
+    Args:
+        code: of this rank.
+        unless_told: let the code stand that another rank has left there.
+
+    Returns:
+        Whether there is such a file.
+    """
+    note = os.environ.get("RESTE_EXIT_FILE")
+    if not note:
+        return False
+    if not (unless_told and Path(note).exists()):
+        Path(note).write_text(f"{code}\n", encoding="utf-8")
+    return True
 
 
 def note_end(directory: Path, error: BaseException) -> None:

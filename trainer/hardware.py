@@ -27,7 +27,7 @@ def choose_device(environment: Environment) -> torch.device:
     if environment.local_rank >= present:
         raise ConfigError(
             f"local rank {environment.local_rank} has no GPU: this machine shows {present}; start at most "
-            f"{present} ranks on it"
+            f"{present} ranks on it, and let every rank see all of its GPUs (--gpus-per-node, not --gpus-per-task)"
         )
     torch.cuda.set_device(environment.local_rank)
     return torch.device("cuda", environment.local_rank)

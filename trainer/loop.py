@@ -23,6 +23,8 @@ def train(run: Run) -> events.Result:
     """
     started = time.monotonic() - run.state.seconds
     # An earlier life may have been stopped within an evaluation.
+    if run.state.evaluation_due:
+        run.follow_schedules(run.state.step - 1)
     stop = run.state.evaluation_due and between_steps(run)
     while not stop and run.state.step < run.plan.end_step:
         indicators = train_step(run)

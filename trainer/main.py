@@ -94,6 +94,7 @@ def _train(config: Config, requests: Requests) -> int:
 def _build_and_train(config: Config, requests: Requests, watchdog: Watchdog) -> int:
     with requests.at_once():
         from trainer.assembly import build
+        from trainer.distributed.collectives import give_up
         from trainer.loop import train
         from trainer.outcome import print_outcome
 
@@ -102,9 +103,11 @@ def _build_and_train(config: Config, requests: Requests, watchdog: Watchdog) -> 
         result = train(run)
         if run.environment.rank == 0:
             print_outcome(run.directory, result, run.recorder.mlflow_command)
-    except Exception as error:
-        log.info("failed: %s", error, exc_info=not isinstance(error, UserError))  # for the log file
-        failures.note_end(run.directory, error)
+    except BaseException as error:
+        give_up()
+        if isinstance(error, Exception):
+            log.info("failed: %s", error, exc_info=not isinstance(error, UserError))  # for the log file
+            failures.note_end(run.directory, error)
         raise
     finally:
         run.close()

@@ -16,8 +16,8 @@ from torch import nn
 
 import models
 from models.transfer import TRANSFERS, Inherited
-from reste import create_estimator
-from trainer import checkpoint, checkpoints
+from reste import create_estimator, set_progress
+from trainer import checkpoint, checkpoints, schedule
 from trainer.config import Config, load_config
 from trainer.config_schema import EstimatorConfig
 from trainer.errors import ConfigError
@@ -188,7 +188,7 @@ def stored_network(path: Path, key: str, *, at: str = "best") -> Stored:
     classes = checkpoint.read_manifest(folder)["classes"]
     outputs = config.model.num_classes or len(classes or [])
     network = instantiate(config, outputs)
-    load_weights(network, _evaluated_weights(folder), folder)
+    load_as_saved(network, folder, checkpoints.choose_weights(folder, "auto"), config)
     return Stored(folder, config, network, classes, outputs)
 
 
@@ -239,6 +239,27 @@ def _sound(path: Path, key: str, at: str) -> Path:
 
 def _evaluated_weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load_payload(folder, checkpoints.choose_weights(folder, "auto"))
+
+
+def load_as_saved(model: nn.Module, folder: Path, weights: str, config: Config) -> None:
+    """Make a model what it was when a checkpoint was saved: its weights, and what a schedule changes and no file holds.
+
+    The threshold at which ReCU clamps weights is such: no sign depends on it, a scale of clamped weights does.
+
+    Args:
+        model: as the configuration creates it.
+        folder: the checkpoint.
+        weights: the payload, `model` or `ema`.
+        config: of the run.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    load_weights(model, checkpoint.load_payload(folder, weights), folder)
+    manifest = checkpoint.read_manifest(folder)
+    step, steps_per_epoch = manifest["progress"]["step"], manifest.get("steps_per_epoch")
+    # A converted checkpoint is of a finished training that knew no steps.
+    set_progress(model, schedule.progress(config, steps_per_epoch)(max(step - 1, 0)) if steps_per_epoch else 1.0)
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:

@@ -130,6 +130,8 @@ class Run:
         """Write into the network what holds for the step after `step` completed ones; nothing is recompiled."""
         write_powers(self._power_layers, partial(self.power_at, step))
         set_progress(self.model, self.progress(step))
+        if self.ema is not None:
+            set_progress(self.ema.module, self.progress(step))
 
     @cached_property
     def _power_layers(self) -> list[list[Estimator]]:

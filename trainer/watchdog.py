@@ -17,7 +17,7 @@ from typing import IO
 from trainer.config import Config
 from trainer.distributed import collectives
 from trainer.errors import EXIT_HUNG
-from trainer.failures import note_failure
+from trainer.failures import note_exit_code, note_failure
 from trainer.hang import ANSWER_S, Inquest, Place, Report, verdict
 from trainer.pulse import Pulse
 
@@ -117,23 +117,28 @@ class Watchdog:
         if self._inquest is None or self._directory is None:
             faulthandler.dump_traceback(sys.stderr)
             print(f"error: {pulse.doing} has taken {silent_s:.0f} s: raise run.start_timeout_s", file=sys.stderr)
+            note_exit_code(EXIT_HUNG, unless_told=True)
             os._exit(EXIT_HUNG)
         if self._log is not None:
             # Also if another rank has asked for stacks by a signal: the thread that answers it may not get to its end.
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
-            place = self._directory / "logs" / f"collectives_rank_{self._inquest.rank}.json"
-            try:
-                place.write_text(collectives.recorded(), encoding="utf-8")
-            except Exception as error:  # whatever torch's recorder does: the verdict must come
-                print(f"{place.name} could not be written: {error}", file=self._log, flush=True)
         rank = self._inquest.rank
         own = Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats)
         reports, found = self._inquest.gather(own)
         if rank == min(reports):
             self._speak(verdict(reports, found, self._inquest.places), max(r.seconds for r in reports.values()))
         self._inquest.end_silent(reports)
+        note_exit_code(EXIT_HUNG, unless_told=True)
+        self._record_collectives(self._directory / "logs" / f"collectives_rank_{rank}.json")
         os._exit(EXIT_HUNG)
+
+    def _record_collectives(self, place: Path) -> None:
+        # Last: it asks the device how far each is, which may not answer.
+        try:
+            place.write_text(collectives.recorded(), encoding="utf-8")
+        except Exception as error:  # whatever torch's recorder does: this process must end
+            print(f"{place.name} could not be written: {error}", file=self._log or sys.stderr, flush=True)
 
     def _speak(self, sentence: str, silent_s: float) -> None:
         assert self._directory is not None

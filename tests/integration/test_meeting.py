@@ -21,7 +21,10 @@ from trainer.main import guarded
 def rank():
     began = time.monotonic()
     try:
-        collectives.init_process_group(resolve_environment(os.environ), torch.device("cpu"), timeout_s=60)
+        device = torch.device(os.environ.get("DEVICE", "cpu"))
+        if device.type == "cuda":
+            torch.cuda.set_device = lambda device: None  # a machine with GPUs, as far as the meeting goes
+        collectives.init_process_group(resolve_environment(os.environ), device, timeout_s=60)
     finally:
         print("waited", time.monotonic() - began)
     print("sum", int(collectives.all_reduce_(torch.ones(()))))
@@ -118,3 +121,13 @@ def test_a_missing_address_is_named_before_anything_is_waited_for(absent: str) -
     codes, told = start(variables)
     assert codes == [2]
     assert f"{absent} is missing for 2 processes" in told[0]
+
+
+def test_a_machine_on_which_torch_sees_no_gpu_is_named_to_those_that_have_some() -> None:
+    """Else these would wait for it in NCCL, and it for them in gloo."""
+    [port] = free_ports(1)
+    codes, told = start(place(0, 2, port, DEVICE="cuda"), place(1, 2, port))
+    assert codes == [2, 2], told
+    assert any(
+        all(words in line for words in ("devices contradict each other", "on cpu", "on cuda")) for line in lines(told)
+    )

@@ -17,7 +17,7 @@ from trainer import checkpoint, checkpoints
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError
 from trainer.export.program import describe
-from trainer.network import create_network, load_weights
+from trainer.network import create_network, load_as_saved
 
 FILES = ("README.md", "model.safetensors", "config.json")
 
@@ -73,7 +73,7 @@ def load_trained(path: Path) -> Trained:
     weights = checkpoints.choose_weights(folder, "auto")
     accuracy = describe(folder, config, weights).metrics
     model = create_network(config, manifest["classes"] or [], torch.device("cpu"), weights_follow=True)
-    load_weights(model, checkpoint.load_payload(folder, weights), folder)
+    load_as_saved(model, folder, weights, config)
     return Trained(folder, config, manifest, manifest["classes"], weights, model.float().eval(), accuracy)
 
 

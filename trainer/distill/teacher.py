@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from reste import set_progress
 from trainer.checkpoints import named
 from trainer.config import Config
 from trainer.data import datasets
@@ -80,8 +79,6 @@ def load_teacher(config: Config, classes: list[str], device: torch.device) -> Te
     from_here = name.startswith(STAGE) or "/" in name
     network, constants = _ours(name, config, classes) if from_here else _of_timm(name, config, classes)
     network.eval().requires_grad_(False)
-    # What a schedule changes is where training left it.
-    set_progress(network, 1.0)
     _check_sizes(name, network, config)
     digest = _digest(network)
     own = (config.augment.mean, config.augment.std)

@@ -35,6 +35,8 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
     Raises:
         ConfigError: ranks are missing, or contradict each other about who they are.
     """
+    global _broken
+    _broken = False
     if env.world_size == 1:
         return
     cuda = device.type == "cuda"
@@ -44,7 +46,7 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=meet(env),
+        store=meet(env, device.type),
         rank=env.rank,
         world_size=env.world_size,
         timeout=timedelta(seconds=timeout_s),
@@ -71,9 +73,27 @@ def init_alone() -> None:
         )
 
 
+_broken = False
+
+
+def give_up() -> None:
+    """Tell that this rank leaves out of turn, because of an error or a request of its own: others may be anywhere.
+
+    NCCL's communicators wait for their peers when they are destroyed, for ever if these are in the middle of something.
+    From here on they are left to the end of the process, so that an error is told and ends it.
+    """
+    global _broken
+    _broken = True
+
+
+def leaves_in_turn() -> bool:
+    """Whether communicators may be destroyed; see `give_up`."""
+    return not (_broken and _active() and "nccl" in dist.get_backend_config())
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
-    if _active():
+    if _active() and leaves_in_turn():
         dist.destroy_process_group()
 
 

@@ -199,6 +199,8 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """See `Engine.close`: DeepSpeed keeps communicators beyond the group that they belong to."""
+        if not collectives.leaves_in_turn():
+            return
         import deepspeed.comm
 
         self._engine.destroy()

@@ -2,8 +2,8 @@
 
 A launcher's variables can each look right and still contradict another machine's: two processes that both believe to
 be rank 0, an address that means another machine on each node, world sizes that differ. The usual symptom is a start
-that hangs. Here every rank signs in at rank 0's store with its number, the size it was told and its host; whoever
-finds a contradiction writes it to the store, and all that wait there end with that line.
+that hangs. Here every rank signs in at rank 0's store with its number, the size it was told, its host and its device;
+whoever finds a contradiction writes it to the store, and all that wait there end with that line.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ _LINGER_S = 2.0
 """How long the holder of the store stays after a fault, so that the others can read it."""
 
 
-def meet(env: Environment) -> dist.Store:
+def meet(env: Environment, device: str) -> dist.Store:
     """Wait until all ranks are here; the store of the process group.
 
     The address is MASTER_ADDR and MASTER_PORT of the process environment, where rank 0 listens, or torchrun's agent.
 
+    Args:
+        env: this process's place.
+        device: what it computes on, `cpu` or `cuda`. Ranks on different ones would wait for each other in different
+            libraries: one machine whose driver is broken is enough.
+
     Raises:
-        ConfigError: a rank is there twice, sizes differ, or some rank has not come within `env.join_s` seconds.
+        ConfigError: a rank is there twice, sizes or devices differ, or some rank has not come within `env.join_s`
+            seconds.
     """
     me = f"{socket.gethostname()} (process {os.getpid()})"
     store = _open(env, me)
@@ -45,7 +51,7 @@ def meet(env: Environment) -> dist.Store:
     # A store outlives the group, so that stages that follow each other meet at the same one. Ranks meet equally often.
     number = next(_meetings)
     book = dist.PrefixStore(f"meeting/{job}/{attempt}/{number}", store)
-    _sign_in(book, env, me)
+    _sign_in(book, env, me, device)
     _wait_for_all(book, env)
     return dist.PrefixStore(f"group/{attempt}/{number}", store)
 
@@ -80,12 +86,19 @@ def _or(connect: Callable[[], dist.Store], complaint: str) -> dist.Store:
         raise ConfigError(complaint) from None
 
 
-def _sign_in(book: dist.Store, env: Environment, me: str) -> None:
+def _sign_in(book: dist.Store, env: Environment, me: str, device: str) -> None:
     sign = f"{me}, rank {env.rank} of {env.world_size} by {env.reason}"
     earlier = book.compare_set("size", "", f"{env.world_size} {sign}").decode()
     size, _, other = earlier.partition(" ")
     if int(size) != env.world_size:
         _fault(book, f"world sizes contradict each other: {other}; but {sign}: start all with the same WORLD_SIZE")
+    kind, _, other = book.compare_set("device", "", f"{device} {sign}").decode().partition(" ")
+    if kind != device:
+        _fault(
+            book,
+            f"devices contradict each other: {other}, computes on {kind}; but {sign}, on {device}: torch sees GPUs on "
+            "one machine alone; look at the other with reste doctor",
+        )
     count = book.add(f"ranks/{env.rank}", 1)
     book.set(f"signs/{env.rank}/{count}", sign)
     if count > 1:

@@ -25,7 +25,7 @@ from trainer.config import Config, load_config
 from trainer.durable import replace_file
 from trainer.errors import ConfigError
 from trainer.export.untrusted import read_archive, suspect, write_archive
-from trainer.network import instantiate, load_weights
+from trainer.network import instantiate, load_as_saved
 from trainer.pixels import DTYPES
 
 FACTS_FILE = "deployed.json"
@@ -165,7 +165,7 @@ def _was_evaluated(config: Config, manifest: Mapping[str, Any]) -> bool:
 def evaluated_network(folder: Path, config: Config, facts: Deployed) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU, in eval mode, laid out in memory as in training."""
     model = instantiate(config, len(facts.labels))
-    load_weights(model, checkpoint.load_payload(folder, facts.weights), folder)
+    load_as_saved(model, folder, facts.weights, config)
     memory = torch.channels_last if facts.channels_last else torch.contiguous_format
     return model.to(dtype=getattr(torch, facts.dtype)).to(memory_format=memory).eval()
 
