@@ -57,7 +57,8 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     if train.deterministic:
         # cuBLAS reads this when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(train.deterministic)
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(train.deterministic)  # imports the compiler, too
     chosen = os.environ.get("OMP_NUM_THREADS")
     if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))

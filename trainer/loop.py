@@ -22,7 +22,7 @@ def train(run: Run) -> events.Result:
         NonFiniteError: loss or gradient is not finite, and `train.nonfinite` has no answer to it.
     """
     started = time.monotonic() - run.state.seconds
-    # An earlier life may have been stopped within an evaluation.
+    # An earlier life may have been stopped within an evaluation, of the network as its last step had it.
     if run.state.evaluation_due:
         run.follow_schedules(run.state.step - 1)
     stop = run.state.evaluation_due and between_steps(run)

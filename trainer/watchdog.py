@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -117,26 +117,29 @@ class Watchdog:
         if self._inquest is None or self._directory is None:
             faulthandler.dump_traceback(sys.stderr)
             print(f"error: {pulse.doing} has taken {silent_s:.0f} s: raise run.start_timeout_s", file=sys.stderr)
-            note_exit_code(EXIT_HUNG, unless_told=True)
+            _leave_exit_code()
             os._exit(EXIT_HUNG)
         if self._log is not None:
             # Also if another rank has asked for stacks by a signal: the thread that answers it may not get to its end.
             print(f"no progress for {silent_s:.0f} s, {pulse.doing}; stacks:", file=self._log, flush=True)
             faulthandler.dump_traceback(self._log)
         rank = self._inquest.rank
+        dump = self._directory / "logs" / f"collectives_rank_{rank}.json"
+        # Now: a rank that was stopped is about to be continued, and then takes part in what the others wait for.
+        self._record_collectives(dump, of_device=False)
         own = Report(rank, pulse.step, pulse.doing, silent_s, pulse.beats)
         reports, found = self._inquest.gather(own)
         if rank == min(reports):
             self._speak(verdict(reports, found, self._inquest.places), max(r.seconds for r in reports.values()))
         self._inquest.end_silent(reports)
-        note_exit_code(EXIT_HUNG, unless_told=True)
-        self._record_collectives(self._directory / "logs" / f"collectives_rank_{rank}.json")
+        _leave_exit_code()
+        if collectives.on_device():
+            self._record_collectives(dump, of_device=True)
         os._exit(EXIT_HUNG)
 
-    def _record_collectives(self, place: Path) -> None:
-        # Last: it asks the device how far each is, which may not answer.
+    def _record_collectives(self, place: Path, *, of_device: bool) -> None:
         try:
-            place.write_text(collectives.recorded(), encoding="utf-8")
+            place.write_text(collectives.recorded(of_device=of_device), encoding="utf-8")
         except Exception as error:  # whatever torch's recorder does: this process must end
             print(f"{place.name} could not be written: {error}", file=self._log or sys.stderr, flush=True)
 
@@ -150,3 +153,9 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _leave_exit_code() -> None:
+    # Where the disk is what hangs, this process has to end all the same.
+    with suppress(OSError):
+        note_exit_code(EXIT_HUNG, unless_told=True)

@@ -52,7 +52,7 @@ listen
 source .venv/bin/activate
 
 export RESTE_EXIT_FILE=$JOB.code  # torchrun turns every exit code into 1; the ranks leave theirs here
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600  # else torchrun kills the ranks 30 s after a TERM, while they save
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120  # else torchrun kills the ranks 30 s after a TERM, while they save
 # A port that nobody listens on, below those that the kernel gives to outgoing connections.
 until PORT=$((15000 + RANDOM % 15000)); ! (: < "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do :; done
 # Ranks notice a lost peer by themselves; --wait ends those that do not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from trainer.failures import note_exit_code
 
 
 @pytest.fixture(autouse=True)
-def _group_of_one() -> None:
+def _group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(collectives, "_broken", False)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def test_a_rank_that_gives_up_leaves_communicators_of_nccl_to_the_end_of_its_process(

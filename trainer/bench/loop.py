@@ -6,7 +6,7 @@ import io
 import itertools
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +36,12 @@ SMALL = ("model.name=resnet20_1w1a", "data.image_size=32", "data.synthetic.class
 def loop_rows(bench: Bench) -> Iterator[Row]:
     """Chunks of the trainer's steps, with what its loop does around them, and of a bare loop's, on made-up images.
 
-    ResNet-18 at 224 pixels, both sides compiled under autocast; and without a goal ResNet-20 at 32 pixels, both sides
-    eager, whose step is so short that all around it weighs most.
+    ResNet-18 at 224 pixels, both sides compiled, in the machine's precision; and without a goal ResNet-20 at 32 pixels,
+    both sides eager, whose step is so short that all around it weighs most.
     """
     if not bench.quick:
-        large = (f"model.name={LARGE}", "data.image_size=224", "train.precision=bf16", "train.compile=true")
+        precision = "fp32" if bench.dtype is None else bench.precision
+        large = (f"model.name={LARGE}", "data.image_size=224", f"train.precision={precision}", "train.compile=true")
         batch, chunk = (256, 20) if bench.is_cuda else (32, 3)
         yield _loop_row(bench, LARGE, large, batch, chunk, compiled=True, goal=Goal(0.97, 0.99))
     yield _loop_row(bench, "resnet20_1w1a", SMALL, 32, 2 if bench.quick else 20, compiled=False)
@@ -71,14 +72,14 @@ def _loop_row(
 
         def bare() -> None:
             for _ in range(chunk):
-                with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=compiled):
+                with bench.autocast() if compiled else nullcontext():
                     logits = forward(images)
                 F.cross_entropy(logits.float(), labels).backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
         times = bench.race({"trainer": steps_of(run, chunk), "bare": bare})
-    precision = "bf16, compiled" if compiled else "float32, eager"
+    precision = f"{bench.precision}, compiled" if compiled else "float32, eager"
     where = f"{name}, {run.config.data.image_size} px, batch {batch}, {precision}"
     return ratio("loop", "rate, the trainer's loop over a bare one", where, times["trainer"], times["bare"], goal)
 

@@ -54,12 +54,15 @@ def init_process_group(env: Environment, device: torch.device, *, timeout_s: flo
     )
 
 
-def recorded() -> str:
+def recorded(*, of_device: bool = True) -> str:
     """The collectives that this rank began last, with shapes, times and states: what torch's flight recorder holds.
 
     JSON, an object with `gloo` and `nccl`; either is null where this torch does not record it.
+
+    Args:
+        of_device: NCCL's too, for whose states the device is asked: one that hangs may not answer.
     """
-    recorders = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
+    recorders = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json" if of_device else ""}
     dumps = {name: getattr(torch._C._distributed_c10d, function, None) for name, function in recorders.items()}
     return json.dumps({name: None if dump is None else json.loads(dump()) for name, dump in dumps.items()})
 
@@ -88,7 +91,12 @@ def give_up() -> None:
 
 def leaves_in_turn() -> bool:
     """Whether communicators may be destroyed; see `give_up`."""
-    return not (_broken and _active() and "nccl" in dist.get_backend_config())
+    return not (_broken and on_device())
+
+
+def on_device() -> bool:
+    """Whether there is a group whose tensors travel through NCCL."""
+    return _active() and "nccl" in dist.get_backend_config()
 
 
 def shutdown() -> None:
