@@ -190,20 +190,27 @@ def progress(config: Config, steps_per_epoch: int) -> Progress:
 
 SLOWEST = 0.2
 """Least share of their usual pace at which running statistics move: an average over about a hundred batches."""
+LONGEST = 0.1
+"""Part of a training's steps that the statistics look back on at most, on average: beyond, they lag behind the weights."""
+MOMENTUM = 0.1
+"""That of batch norms: the usual pace."""
 
 
 def statistics_share(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
     """The pace of running statistics after so many completed steps, as a share of the usual one.
 
-    That of the learning rate in its peak, at least `SLOWEST`; 1 in the warm-up and where `batchnorm.momentum` is fixed.
+    That of the learning rate in its peak, at least `SLOWEST`, and at least what `LONGEST` allows; 1 in the warm-up
+    and where `batchnorm.momentum` is fixed.
     """
     chosen = config.batchnorm.momentum
     if chosen == "fixed" or (chosen == "auto" and config.model.numerics == "reference"):
         return constant
     rate = learning_rate(config, steps_per_epoch)
-    warmup = duration_steps(config.optim.warmup, steps_per_epoch, config.train.epochs * steps_per_epoch)
+    total = config.train.epochs * steps_per_epoch
+    warmup = duration_steps(config.optim.warmup, steps_per_epoch, total)
+    least = max(SLOWEST, 1 / (LONGEST * total * MOMENTUM))
 
     def share(step: int) -> float:
-        return 1.0 if step < warmup else min(max(rate(step) / config.optim.lr, SLOWEST), 1.0)
+        return 1.0 if step < warmup else min(max(rate(step) / config.optim.lr, least), 1.0)
 
     return share

@@ -65,3 +65,13 @@ def test_the_share_follows_the_learning_rate(overrides: list[str], expected: lis
     """Steps 0, half of the way, the last; cosine at a half is a half, after two epochs of warm-up cos^2(pi/6)."""
     share = statistics_share(load_config(None, ["train.epochs=8", *overrides]), steps_per_epoch=100)
     assert [share(step) for step in (0, 400, 799)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("epochs", "least"), [(40, 0.2), (20, 5 / 24), (8, 25 / 48), (2, 1.0)])
+def test_a_short_training_is_not_averaged_over_more_than_a_tenth_of_it(epochs: int, least: float) -> None:
+    """50 steps of 192 cost six points of top-1; epochs are of 24 steps."""
+    share = statistics_share(load_config(None, [f"train.epochs={epochs}"]), steps_per_epoch=24)
+    found = min(share(step) for step in range(24 * epochs))
+    assert found == pytest.approx(least)
+    steps_looked_back_on = 1 / (found * 0.1)
+    assert steps_looked_back_on <= max(2.4 * epochs, 10) + 1e-9
