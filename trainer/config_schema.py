@@ -256,7 +256,7 @@ class BatchNormConfig(Group):
     sync: Literal["off", "world"] | SyncImages = Field("world", description="off, world or {images: N}")
     momentum: Literal["auto", "decay", "fixed"] = Field(
         "auto",
-        description="of running statistics: decay falls with the learning rate, to a fifth, less far in short trainings; "
+        description="of running statistics: decay falls with the learning rate, to a fifth, less in short trainings; "
         "fixed stays, as published; auto: decay, but fixed with reference numerics",
     )
 

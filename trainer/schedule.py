@@ -191,7 +191,7 @@ def progress(config: Config, steps_per_epoch: int) -> Progress:
 SLOWEST = 0.2
 """Least share of their usual pace at which running statistics move: an average over about a hundred batches."""
 LONGEST = 0.1
-"""Part of a training's steps that the statistics look back on at most, on average: beyond, they lag behind the weights."""
+"""Part of a training's steps that the statistics look back on at most, on average: else they lag behind the weights."""
 MOMENTUM = 0.1
 """That of batch norms: the usual pace."""
 
