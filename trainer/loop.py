@@ -22,10 +22,11 @@ def train(run: Run) -> events.Result:
         NonFiniteError: loss or gradient is not finite, and `train.nonfinite` has no answer to it.
     """
     started = time.monotonic() - run.state.seconds
-    # An earlier life may have been stopped within an evaluation, of the network as its last step had it.
+    stop = False
     if run.state.evaluation_due:
+        # An earlier life was stopped within an evaluation, of the network as its last step had it.
         run.follow_schedules(run.state.step - 1)
-    stop = run.state.evaluation_due and between_steps(run)
+        stop = between_steps(run)
     while not stop and run.state.step < run.plan.end_step:
         indicators = train_step(run)
         run.state.step += 1
