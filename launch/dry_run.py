@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import summarize
+from reste import create_estimator
 from trainer import schedule
 from trainer.assembly import make_plan
 from trainer.config import Config
@@ -110,11 +111,16 @@ def _model(config: Config, classes: int | None) -> str:
 
 def _batch(config: Config, world: int) -> str:
     batch, parts = config.train.batch_size, config.train.accumulation
-    _, micro = part(0, batch, 0, parts)
-    shares = Counter(stop - start for start, stop in (part(0, micro, r, world) for r in range(world)))
-    each = " and ".join(f"{ranks} of {size}" for size, ranks in sorted(shares.items(), reverse=True))
-    cut = f"{parts} micro-batch{'es' if parts > 1 else ''} over {world} rank{'s' if world > 1 else ''}"
-    return f"{batch} images a step = {cut}: {each}"
+    cuts = Counter(stop - start for start, stop in (part(0, batch, micro, parts) for micro in range(parts)))
+    shared = []
+    for micro in sorted(cuts, reverse=True):
+        shares = Counter(stop - start for start, stop in (part(0, micro, rank, world) for rank in range(world)))
+        each = " and ".join(f"{ranks} of {size}" for size, ranks in sorted(shares.items(), reverse=True))
+        shared.append(
+            f"{cuts[micro]} micro-batch{'es' if cuts[micro] > 1 else ''} over "
+            f"{world} rank{'s' if world > 1 else ''}: {each}"
+        )
+    return f"{batch} images a step = {'; '.join(shared)}"
 
 
 def _batchnorm(config: Config, world: int) -> str:
@@ -162,7 +168,8 @@ def _schedules(config: Config, plan: Plan) -> list[tuple[str, str]]:
     def at_points(values: Callable[[int], float]) -> str:
         return ", ".join(f"step {step}: {values(step):.4g}" for step in points)
 
-    return [("learning rate", at_points(rate)), ("power", at_points(power))]
+    has_power = create_estimator(config.estimator.name, **config.estimator.options).has_power
+    return [("learning rate", at_points(rate)), *([("power", at_points(power))] if has_power else [])]
 
 
 def _files(config: Config) -> str:

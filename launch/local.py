@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config import Config, load_config
+from trainer.distributed.environment import announced_world, is_rank
 from trainer.distributed.lifeline import end_with_launcher
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
-from trainer.failures import is_hearsay, note_failure
+from trainer.failures import environment_rank, is_hearsay, note_failure
 from trainer.secrets import redact
 from trainer.signals import Requests, StoppedEarly
 from trainer.stages import load_training
@@ -21,11 +22,6 @@ from trainer.tracking.status import read_status
 
 if TYPE_CHECKING:
     from trainer.distributed.elastic import Ended
-
-
-def is_rank() -> bool:
-    """Whether a launcher (torchrun, srun, deepspeed) has started this process as one of its ranks."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ)
 
 
 def gpus_present() -> int:
@@ -38,13 +34,13 @@ def gpus_present() -> int:
 
 
 def world_size(nproc: int | None) -> int:
-    """Ranks that a start here would have in all.
+    """Ranks that a start here would have in all; a launcher's word counts for more than `--nproc`.
 
     Raises:
-        ConfigError: more are asked for than there are GPUs.
+        ConfigError: more are asked for than there are GPUs, or a launcher's variables cannot be read.
     """
-    if is_rank():
-        return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if is_rank(os.environ):
+        return announced_world(os.environ)
     gpus = gpus_present()
     if nproc is not None and gpus and nproc > gpus:
         raise ConfigError(f"--nproc {nproc} is more than the {gpus} GPUs of this machine: lower it")
@@ -101,7 +97,12 @@ def doctor(path: Path, overrides: list[str], nproc: int | None, *, wait_s: float
 def _start(rank: Callable[[], int], nproc: int | None, config: Config | None) -> int:
     end_with_launcher()
     ranks = world_size(nproc)
-    if is_rank() or ranks == 1:
+    if is_rank(os.environ):
+        if nproc not in (None, ranks) and environment_rank() == 0:
+            asked = f"--nproc {nproc} has no effect: a launcher has started {ranks} rank{'s' if ranks > 1 else ''}"
+            print(f"{asked}, of which this is one", file=sys.stderr)
+        return rank()
+    if ranks == 1:
         return rank()
     requests = Requests()
     with requests.received(), requests.at_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from launch import local
 from launch.children import Children
 from launch.prepare import progress
 from trainer.data.datasets import open_datasets
+from trainer.distributed.environment import is_rank
 from trainer.errors import EXIT_BUG, EXIT_FINISHED, EXIT_STOPPED, ConfigError, UserError
 from trainer.logs import speak_plainly
 from trainer.secrets import redact
@@ -55,7 +57,7 @@ def ranks_of_runs(nproc: int | None) -> int:
     Raises:
         ConfigError: this process is itself a rank, or there are fewer GPUs.
     """
-    if local.is_rank():
+    if is_rank(os.environ):
         raise ConfigError("a study starts the ranks of its runs: start it without torchrun or srun, with --nproc")
     ranks = local.world_size(nproc)
     speak_plainly(0)

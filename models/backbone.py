@@ -18,6 +18,7 @@ class Backbone(nn.Module, ABC):
     the order in which they run, because timm's `features_only` runs them one after the other.
 
     Attributes:
+        numerics: "default", or "reference" where sums are to be rounded as the official code rounds them.
         num_features: channels C of `forward_features`.
         head_hidden_size: length of the vector that enters the classifier.
         feature_info: one entry for each tap of `features_only`: `num_chs`, `reduction` (input pixels along
@@ -28,6 +29,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.num_classes = num_classes
         self.drop_rate = drop_rate
+        self.numerics = "default"
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, int | str]] = []
 

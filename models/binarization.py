@@ -113,10 +113,10 @@ class Binarization:
         return create_estimator(name or "reste", **{"zero": NUMERICS[self.numerics][0], **(options or {})})
 
     def _quantizer(self, side: str, name: str | None, channels: int, bits: int) -> Quantizer | None:
-        if bits != 1 or name is None or name == "none":
+        if name is None or name == "none":
             return None
         made = create_quantizer(name, channels, **self.quantizer_options.get(name, {}))
         if side not in made.sides:
             fitting = ", ".join(list_quantizers(side))
             raise ValueError(f"quantizer {name!r} cannot be put on the {side}: use {fitting} or none")
-        return made
+        return made if bits == 1 else None

@@ -69,6 +69,7 @@ def build(
     def initialised(**options: Any) -> M:
         # Here and not at the end: timm loads saved weights in between, which are to stay as they are.
         model = family(**options)
+        model.numerics = conv.numerics
         if conv.numerics == "default" and conv.activation_bits == 1:
             break_ties(model)
         return model

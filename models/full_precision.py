@@ -51,8 +51,13 @@ default_cfgs = generate_default_cfgs({"resnet20": _cifar_cfg, "resnet18_cifar": 
 
 
 def _build(family: Any, variant: str, pretrained: bool, taps: int, **kwargs: Any) -> Any:
+    def official(**options: Any) -> Any:
+        model = family(**options)
+        model.numerics = "reference"
+        return model
+
     features = {"out_indices": tuple(range(taps))}
-    return build_model_with_cfg(family, variant, pretrained, feature_cfg=features, conv=conv3x3, **kwargs)
+    return build_model_with_cfg(official, variant, pretrained, feature_cfg=features, conv=conv3x3, **kwargs)
 
 
 @register_model

@@ -77,6 +77,7 @@ def decouple(source: nn.Module, target: nn.Module) -> Inherited:
     assert isinstance(target, BinaryDuo)
     _require_equivalence(source, "ternary_duo")
     _require_equivalence(target, "heaviside")
+    _require_same_weights(source, target)
     given, taken = source.state_dict(), target.state_dict()
     lost = [name for name, tensor in given.items() if name not in taken or _doubled(tensor, taken[name]) is None]
     lost += [name for name in taken if name not in given]
@@ -98,11 +99,31 @@ def _require_equivalence(model: nn.Module, estimator: str) -> None:
         used = getattr(layer.activation_estimator, "name", "none")
         if used != estimator:
             raise ValueError(f"{name}: decouple needs estimator.name={estimator} there, which is {used}")
+        if layer.activation_quantizer is not None and layer.activation_quantizer.name != "shift":
+            raise ValueError(
+                f"{name}: decouple gives each copy the input of the one, which {layer.activation_quantizer.name} does "
+                "not do channel by channel: use quantizer.activation=none or shift"
+            )
+        if layer.weight_bits == 1 and len(layer.weight_estimator.values) > 2:
+            raise ValueError(
+                f"{name}: decouple halves weights, which changes the level of one of several: give weights an "
+                "estimator of two values (estimator.weights)"
+            )
         scaling = None if layer.scaling is None else layer.scaling.name
         if layer.weight_bits == 1 and (scaling not in _PROPORTIONAL or layer.weight_quantizer is not None):
             raise ValueError(
                 f"{name}: decouple halves weights, and their scale has to follow: use quantizer.scaling=layer or "
                 "channel, and no quantizer.weight"
+            )
+
+
+def _require_same_weights(source: nn.Module, target: nn.Module) -> None:
+    for (name, ours), (_, theirs) in zip(binary_layers(source), binary_layers(target), strict=False):
+        kinds = [(layer.weight_bits, getattr(layer.scaling, "name", None)) for layer in (ours, theirs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{name}: weights of {kinds[0][0]} bits scaled by {kinds[0][1]} would become such of {kinds[1][0]} "
+                f"bits scaled by {kinds[1][1]}: use the same model.weight_bits and quantizer.scaling in both stages"
             )
 
 

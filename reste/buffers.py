@@ -1,8 +1,9 @@
-"""Numbers that change as training goes on, kept where one compiled graph reads them."""
+"""Buffers: numbers that change as training goes on, where one compiled graph reads them; passes that leave no trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -39,3 +40,15 @@ class Scheduled(nn.Module):
             kept = torch.full_like(buffer, self._first[name], device=device) if buffer.is_meta else buffer.to(device)
             setattr(self, name, kept)
         return self
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every buffer its value back afterwards: forward passes within leave no trace in batch statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

@@ -69,7 +69,7 @@ def list_estimators() -> list[str]:
     return sorted(_REGISTRY.classes)
 
 
-def create_estimator(name: str, **options: Any) -> Estimator:
+def create_estimator(name: str, /, **options: Any) -> Estimator:
     """Build a new estimator; one instance for each tensor that is binarised.
 
     Args:
@@ -80,6 +80,15 @@ def create_estimator(name: str, **options: Any) -> Estimator:
         ValueError: unknown name, unknown option, or an option out of range.
     """
     return _REGISTRY.create(name, **options)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The keyword arguments of an estimator's class.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return _REGISTRY.options(name)
 
 
 @final

@@ -100,8 +100,8 @@ class Ede(Surrogate):
     def __init__(self, *, t_min: float = 0.1, t_max: float = 10.0, zero: Zero = "one") -> None:
         super().__init__(zero=zero)
         self.t_min, self.t_max = _positive("t_min", t_min), _positive("t_max", t_max)
-        if t_max < t_min:
-            raise ValueError(f"t_max must be >= t_min, got t_min {t_min}, t_max {t_max}")
+        if t_max < t_min or t_min < 1e-30:
+            raise ValueError(f"t_min must be >= 1e-30 and t_max >= t_min, got t_min {t_min}, t_max {t_max}")
         self.hold("t", 1.0)
         self.hold("k", 1.0)
         self.write_progress(0.0)
@@ -203,7 +203,7 @@ class Dsq(Surrogate):
 
     Args:
         alpha: a, 0 < a < 1: how far the soft step stays from +-1 at the ends before s; smaller is nearer to sign.
-        learn: a moves with training: a 0-d parameter holds log k, which keeps a between 0 and 1.
+        learn: a moves with training: a parameter (1,) holds log k, which keeps a between 0 and 1.
         zero: value of sign(0), "one" or "zero".
 
     Raises:
@@ -218,13 +218,13 @@ class Dsq(Surrogate):
             raise ValueError(f"alpha must be > 0 and < 1, got {alpha}")
         self.alpha, self.learn = alpha, learn
         k = math.log(2 / alpha - 1) / 2
-        self.log_k = nn.Parameter(torch.full((), math.log(k))) if learn else None
+        self.log_k = nn.Parameter(torch.full((1,), math.log(k))) if learn else None
         self.fixed_k = k
 
     @property
     def k(self) -> Argument:
         """How steep the soft step is: a number, or a 0-d tensor that is learnt."""
-        return self.fixed_k if self.log_k is None else self.log_k.exp()
+        return self.fixed_k if self.log_k is None else self.log_k.exp().squeeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
         return dsq_sign(x, self.k, zero=self.zero)

@@ -59,7 +59,7 @@ def gradient_instability(grad: Tensor) -> Tensor:
     return widen(grad).abs().var(correction=1)
 
 
-def collect_indicators(model: nn.Module, o_end: float) -> dict[str, Tensor]:
+def collect_indicators(model: nn.Module, o_end: float = 3.0) -> dict[str, Tensor]:
     """Both indicators for every layer of `model` with a binary weight, and their sums over the layers.
 
     The sums are the official definitions: of L2 norms, and of unbiased variances. Call it between the backward

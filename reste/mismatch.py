@@ -17,12 +17,12 @@ the mean of d_m d_k (u_m . u_k) over m != k estimates |g|^2, both without bias; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .buffers import buffers_kept
 from .curves import widen
 from .layers import BinaryLayer, binary_layers
 
@@ -32,7 +32,9 @@ Loss = Callable[[], Tensor]
 def gradient_mismatch(
     model: nn.Module, loss: Loss, *, step: float = 1.0, coordinates: int = 64, directions: int = 64, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Cosines between an estimator's gradient and those of the first lines of this module, for each binary weight.
+    """Cosines between an estimator's gradient and those of the first lines of this module, for each layer with signs.
+
+    It is the weight that is moved, binary or not: a real one behind binary activations is what CDG was defined for.
 
     It costs 2 (coordinates + directions) forward passes for each layer: a study, not a probe. Weights, gradients and
     buffers of the model are afterwards as they were. Noise, if there is any, must be the same in each call of `loss`.
@@ -56,9 +58,13 @@ def gradient_mismatch(
         raise ValueError(
             f"step must be > 0, coordinates >= 0 and directions 0 or >= 2; got {step}, {coordinates} and {directions}"
         )
-    layers = {name: layer for name, layer in binary_layers(model) if layer.weight_estimator is not None}
+    layers = {
+        name: layer for name, layer in binary_layers(model) if layer.weight_bits == 1 or layer.activation_bits == 1
+    }
     found: dict[str, Tensor] = {}
-    with _buffers_kept(model):
+    if not layers:
+        return found
+    with buffers_kept(model):
         coarse = torch.autograd.grad(loss(), [layer.weight for layer in layers.values()])
         for number, ((name, layer), gradient) in enumerate(zip(layers.items(), coarse, strict=True)):
             generator = torch.Generator().manual_seed(seed + number)
@@ -109,13 +115,3 @@ def _difference(layer: BinaryLayer, loss: Loss, direction: Tensor, step: float) 
         return (above - widen(loss())) / (2 * size)
     finally:
         layer.weight.copy_(before)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -56,5 +56,39 @@ class Registry(Generic[T]):
         if unknown:
             its = ", ".join(known) or "none"
             raise ValueError(f"{self.kind} {name!r} has no option {unknown[0]!r}; its options: {its}")
+        try:
+            types = get_type_hints(cls.__init__)
+        except NameError:  # of somebody's class, whose annotations are for type checkers alone
+            types = {}
+        for option, value in options.items():
+            if not _is_of(value, types.get(option, Any)):
+                raise ValueError(f"{option} must be {_in_words(types[option])}, got {value!r}")
         made: T = cls(*arguments, **options)
         return made
+
+    def options(self, name: str) -> tuple[str, ...]:
+        """The names of a class's keyword options.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        parameters = inspect.signature(look_up(self.classes, name, kind=self.kind)).parameters.values()
+        return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def _is_of(value: object, wanted: Any) -> bool:
+    """Whether a value is of an annotated type; what it may be else than a plain one is not looked at."""
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if wanted not in (bool, int, float, str):
+        return True
+    if isinstance(value, bool):  # which Python takes for an int
+        return wanted is bool
+    return isinstance(value, int | float if wanted is float else wanted)
+
+
+def _in_words(wanted: Any) -> str:
+    if get_origin(wanted) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(wanted))
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return words.get(wanted, str(wanted))

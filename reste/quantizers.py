@@ -62,7 +62,7 @@ def list_quantizers(side: str | None = None) -> list[str]:
     return sorted(name for name, cls in _REGISTRY.classes.items() if side is None or side in cls.sides)
 
 
-def create_quantizer(name: str, channels: int, **options: Any) -> Quantizer:
+def create_quantizer(name: str, channels: int, /, **options: Any) -> Quantizer:
     """Build a new quantiser; one instance for each tensor.
 
     Args:

@@ -63,7 +63,7 @@ def list_scalings() -> list[str]:
     return sorted(_REGISTRY.classes)
 
 
-def create_scaling(name: str, channels: int, **options: Any) -> Scaling:
+def create_scaling(name: str, channels: int, /, **options: Any) -> Scaling:
     """Build a new scaling; one instance for each weight.
 
     Args:

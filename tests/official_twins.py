@@ -106,7 +106,7 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, 3, 2, 1) if self.imagenet else x
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        x = self.bn2(x.mean((2, 3)))
+        x = self.bn2(F.avg_pool2d(x, x.shape[2:]).flatten(1))
         return (self.fc if self.imagenet else self.linear)(x)
 
 

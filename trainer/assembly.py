@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -320,7 +321,6 @@ def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Pla
         total_steps=total,
         end_step=min(total, config.train.max_steps or total),
         accumulation=config.train.accumulation,
-        micro_batch=part(0, config.train.batch_size, 0, config.train.accumulation)[1],
         log_every=log_every,
         indicators_every=steps(config.log.indicators_every),
         eval_every=steps(config.eval.every),
@@ -347,8 +347,6 @@ def create_engine(
     Raises:
         ConfigError: on every rank, if any rank cannot import DeepSpeed or the optimizer cannot be split.
     """
-    _, micro_batch = part(0, order.batch_size, 0, order.accumulation)
-    start, stop = part(0, micro_batch, order.rank, order.world)
     common: dict[str, Any] = {
         "precision": config.train.precision,
         "clip_norm": config.train.clip_norm,
@@ -367,8 +365,10 @@ def create_engine(
         engine = deepspeed.DeepSpeedEngine(model, optimizer, settings=settings, **common)
     pixels = Pixels.of(config, device)
     began = time.perf_counter()
-    # The largest first: it decides how much memory there has to be. A compiler makes a graph for every size.
-    for side in config.image_sizes.distinct if config.train.compile else (order.image_size,):
+    # The largest first: they decide how much memory there has to be. A compiler makes a graph for every size.
+    sides, sizes = config.image_sizes.distinct, order.micro_batch_sizes
+    for side, size in itertools.product(sides, sizes) if config.train.compile else [(sides[0], sizes[0])]:
+        start, stop = part(0, size, order.rank, order.world)
         # The shape that sample ids will have, so that noise is compiled once.
         set_draws(model, seed=config.seed, step=0, samples=torch.arange(stop - start))
         engine.settle(pixels.blank(stop - start, side))

@@ -34,8 +34,8 @@ __all__ = [
 MAY_CHANGE = (
     "resume", "engine", "deepspeed.", "run.", "data.root", "data.loader", "data.workers", "data.prefetch",
     "data.decode_share", "data.dont_use_mmap", "data.on_error", "data.max_quarantined",
-    "train.max_steps", "train.nonfinite", "train.cuda_graphs", "log.print_s", "log.profile", "checkpoint.",
-    "tracking.", "registry.", "eval.batch_size",
+    "train.max_steps", "train.nonfinite", "train.cuda_graphs", "log.every", "log.print_s", "log.profile",
+    "checkpoint.", "tracking.", "registry.", "eval.every", "eval.batch_size",
 )  # fmt: skip
 
 

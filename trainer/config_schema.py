@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from trainer.cadence import Duration
 from trainer.config_yaml import write_yaml
-from trainer.data.sizes import ImageSizes, image_sizes
+from trainer.data.sizes import MOST, ImageSizes, image_sizes
 from trainer.secrets import redact
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -159,6 +159,13 @@ class AugmentConfig(Group):
     )
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("must be the least and the largest, in this order")
+        return value
 
 
 class TrainConfig(Group):
@@ -396,6 +403,16 @@ class Config(Group):
             raise ValueError(
                 "train.cuda_graphs=true with train.accumulation above 1: a replay writes over the gradients of the "
                 "micro-batch before; set one of the two back"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_compiler_makes_a_graph_of_every_size(self) -> Config:
+        uneven = self.train.batch_size % self.train.accumulation > 0
+        if self.train.compile and uneven and 2 * len({side for _, side in self.data.image_size_schedule}) > MOST:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} in {self.train.accumulation} micro-batches makes two sizes, "
+                f"and a compiler keeps {MOST} graphs: choose a multiple, or fewer sides in data.image_size_schedule"
             )
         return self
 

@@ -18,6 +18,10 @@ MOST_FILES = 32
 """Files of one configuration; each `extends` counts, also of a file that was read before."""
 MOST_ERRORS = 20
 """Shown at once."""
+OTHERWISE = "Input should be "
+"""How pydantic begins where a value is not of the type that it wants."""
+SIMPLE = {"bool", "int", "float", "str"}
+"""How pydantic names the alternatives of a field that takes any of these."""
 
 
 @dataclass
@@ -136,19 +140,42 @@ def _parse_override(override: str) -> tuple[dict[str, Any], str]:
 
 def describe_errors(error: ValidationError, source: ConfigSource, known_keys: list[str]) -> str:
     """All problems of a configuration, one line each: place, key, what is wrong, what to write instead."""
-    lines: dict[str, None] = {}
-    problems = error.errors()
-    for problem in problems[:MOST_ERRORS]:
-        # Members of a union appear in the location as type names; a key holds none of their signs.
-        parts = [str(part) for part in problem["loc"]]
-        unknown = problem["type"] == "extra_forbidden"
-        last = len(parts) - 1 if unknown else None
-        key = ".".join(part for at, part in enumerate(parts) if at == last or re.fullmatch(r"[a-z_0-9]+", part))
-        lines[f"{source.origin(key)}: {_describe(key, problem, known_keys)}"] = None
-    more = len(problems) - MOST_ERRORS
+    by_key: dict[tuple[str, ...], list[Any]] = {}
+    for problem in error.errors():
+        key = _key(problem, known_keys)
+        # A value that is none of a field's alternatives has an error for each of them.
+        alternative = () if problem["msg"].startswith(OTHERWISE) else (problem["msg"],)
+        by_key.setdefault((key, *alternative), []).append(problem)
+    # The alternative that was meant is the one whose problem lies deeper.
+    deeper = {key for key, *_ in by_key for other, *_ in by_key if other.startswith(f"{key}.")}
+    by_key = {place: problems for place, problems in by_key.items() if len(place) > 1 or place[0] not in deeper}
+    lines = [
+        f"{source.origin(key)}: {_describe(key, _joined(problems), known_keys)}"
+        for (key, *_), problems in list(by_key.items())[:MOST_ERRORS]
+    ]
+    more = len(by_key) - MOST_ERRORS
     shown = [*lines, *([f"and {more} more"] if more > 0 else [])]
-    head = "the configuration has " + ("an error" if len(lines) == 1 else f"{max(len(problems), len(lines))} errors")
+    head = "the configuration has " + ("an error" if len(by_key) == 1 else f"{len(by_key)} errors")
     return f"{head}: {shown[0]}" if len(lines) == 1 else "\n  ".join([head + ":", *shown])
+
+
+def _key(problem: Any, known_keys: list[str]) -> str:
+    """The dotted key of a problem, without the alternatives of a union, which its location names too."""
+    parts = [str(part) for part in problem["loc"]]
+    kept: list[str] = []
+    for at, part in enumerate(parts):
+        is_unknown_key = problem["type"] == "extra_forbidden" and at == len(parts) - 1
+        within = any(".".join(kept[:end]) in known_keys for end in range(1, len(kept) + 1))
+        is_alternative = not re.fullmatch(r"[a-z_0-9]+", part) or (within and part in SIMPLE)
+        if is_unknown_key or not is_alternative:
+            kept.append(part)
+    return ".".join(kept)
+
+
+def _joined(problems: list[Any]) -> Any:
+    """One problem of all those that a value has with a field's alternatives."""
+    wanted = list(dict.fromkeys(problem["msg"].removeprefix(OTHERWISE) for problem in problems))
+    return problems[0] if len(wanted) == 1 else problems[0] | {"msg": OTHERWISE + ", or ".join(wanted)}
 
 
 def _describe(key: str, problem: Any, known_keys: list[str]) -> str:

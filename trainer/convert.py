@@ -26,6 +26,8 @@ from trainer.errors import ConfigError
 from trainer.network import instantiate, tensor_differences
 
 KNOWN = (*models.MODELS, *models.FULL_PRECISION)
+_OURS = {"resnet18_1w1a": ("resnet18_1w1a", "resnet18_cifar_1w1a"), "resnet18": ("resnet18_cifar", "resnet18_1w1a")}
+"""Official names that stand for two networks, one for CIFAR and one for ImageNet: what they are called here."""
 _FACTS = {"model": str, "epoch": int, "best_prec1": float}
 
 
@@ -70,7 +72,7 @@ def convert(
         overrides: `key=value`; `model.numerics` is `reference` unless one says otherwise.
 
     Raises:
-        ConfigError: no such file or network, a file with more than tensors and plain values, weights that do not fit,
+        ConfigError: no such file or network, a file with more than tensors and plain values, or one of another network,
             or a folder that is not empty. Nothing has been written then.
     """
     if name not in KNOWN:
@@ -78,7 +80,8 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there already and not empty: name a new folder")
     official = read_official(file)
-    resolved = load_config(config, [*_defaults(name, official.weights, config), *overrides])
+    _refuse_another_network(official, file, name)
+    resolved = load_config(config, [*_defaults(name, official, config), *overrides])
     model = instantiate(resolved, resolved.model.num_classes or 0)
     _load(model, official, file, name)
     made = not out.exists()
@@ -137,14 +140,23 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
-def _defaults(name: str, weights: dict[str, Tensor], config: Path | None) -> list[str]:
+def _refuse_another_network(official: Official, file: Path, name: str) -> None:
+    """Names and shapes of tensors do not tell all networks apart, with or without signs; what the file says does."""
+    said = official.facts.get("model")
+    ours = _OURS.get(said, (said,)) if said in (*_OURS, *KNOWN) else (name,)
+    if name not in ours:
+        raise ConfigError(f"{file} says that it holds the official {said}: use --model {' or '.join(ours)}")
+
+
+def _defaults(name: str, official: Official, config: Path | None) -> list[str]:
     """The overrides that describe the file, before those of the caller."""
+    weights = official.weights
     about = timm.get_pretrained_cfg(name)
     assert about is not None, name
     head = weights.get(f"{about.classifier}.weight")
     classes = len(head) if head is not None else about.num_classes
     found = [f"model.name={name}", "model.numerics=reference", f"model.num_classes={classes}", "model.init=null"]
-    if name in models.FULL_PRECISION:
+    if name in models.FULL_PRECISION or official.facts.get("model") == "resnet18":
         found += ["model.weight_bits=32", "model.activation_bits=32"]
     if config is None:
         size = about.input_size[-1]

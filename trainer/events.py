@@ -55,8 +55,9 @@ def log_training(run: Run) -> None:
         "train/top5": reading.top5,
         **{f"train/{name}": mean for name, mean in reading.parts.items()},
         "optim/lr": run.learning_rate(step - 1),
-        "estimator/power": run.power_at(step - 1),
     }
+    if run.power_layers:
+        metrics["estimator/power"] = run.power_at(step - 1)
     if run.config.data.image_size_schedule:
         metrics["data/image_size"] = run.order.image_sizes.at((step - 1) // run.plan.steps_per_epoch)
     pace = run.feed.read()

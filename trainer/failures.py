@@ -7,7 +7,8 @@ import socket
 import time
 from pathlib import Path
 
-from trainer.errors import EXIT_BUG, UserError
+from trainer.distributed.environment import announced_world, is_rank
+from trainer.errors import EXIT_BUG, ConfigError, UserError
 from trainer.signals import StoppedEarly
 from trainer.tracking.status import Status, read_status, write_status
 
@@ -27,7 +28,10 @@ def name() -> str:
 
 def is_alone() -> bool:
     """Whether no launcher has started this process as one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) == 1
+    try:
+        return not is_rank(os.environ) or announced_world(os.environ) == 1
+    except ConfigError:  # some launcher's, and damaged: the error says so
+        return False
 
 
 def first_line(error: BaseException) -> str:

@@ -69,7 +69,7 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
         batch = run.feed.take()
         run.follow_batch(batch.plan)
         images, labels = run.pixels(batch)
-        whole = batch.plan.global_count == run.plan.micro_batch
+        whole = run.order.is_whole(batch.plan)
         with run.engine.accumulate(last=micro == micro_batches - 1):
             outputs = run.engine.forward(images, whole=whole)
             run.feed.forwarded()

@@ -16,7 +16,8 @@ from torch import nn
 
 import models
 from models.transfer import TRANSFERS, Inherited
-from reste import create_estimator, set_progress
+from reste import create_estimator, list_quantizers, set_progress
+from reste.estimators import option_names
 from trainer import checkpoint, checkpoints, schedule
 from trainer.config import Config, load_config
 from trainer.config_schema import EstimatorConfig
@@ -101,6 +102,7 @@ def binarization(config: Config) -> dict[str, Any]:
         ConfigError: an estimator or one of its options is unknown; the nearest are offered.
     """
     estimator, quantizer, numerics = config.estimator, config.quantizer, config.model.numerics
+    _refuse_unused(config)
     choices: dict[str, Any] = {
         "estimator": estimator.name,
         "estimator_options": estimator_options(estimator, numerics),
@@ -115,8 +117,22 @@ def binarization(config: Config) -> dict[str, Any]:
     }
     if estimator.weights is not None:
         choices["weight_estimator"] = estimator.weights
-        choices["weight_estimator_options"] = _own_options(estimator.weights, estimator.weights_options, numerics)
+        choices["weight_estimator_options"] = _usable(
+            "estimator.weights", estimator.weights, estimator.weights_options, numerics
+        )
     return choices
+
+
+def _refuse_unused(config: Config) -> None:
+    estimator, quantizer = config.estimator, config.quantizer
+    if estimator.weights_options and estimator.weights is None:
+        raise ConfigError("estimator.weights_options are of estimator.weights, which is not set: set it, or drop them")
+    for name in quantizer.options:
+        if name not in list_quantizers():
+            near = difflib.get_close_matches(name, list_quantizers(), n=3, cutoff=0.4) or list_quantizers()
+            raise ConfigError(f"quantizer.options: there is no quantiser {name!r}; did you mean {' or '.join(near)}?")
+        if name not in (chosen := (quantizer.weight, quantizer.activation)) and None not in chosen:
+            warnings.warn(f"quantizer.options.{name} has no effect: no side uses that quantiser", stacklevel=3)
 
 
 def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, Any]:
@@ -125,26 +141,38 @@ def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, Any]:
     ReSTE's slope is normalised unless the configuration or the official arithmetic says otherwise.
 
     Raises:
-        ConfigError: the estimator or an option of `estimator.options` is unknown; the nearest names are offered.
+        ConfigError: the estimator or an option of `estimator.options` is unknown (the nearest names are offered), an
+            option is set in two places or out of its range, or a power is to be steered that is not there.
     """
-    usable = _own_options(config.name, config.options, numerics)
-    options = {"threshold": config.threshold, "knee": config.knee, "normalize": config.normalize}
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        try:
-            create_estimator(config.name, **{name: value})
-        except ValueError:
-            warnings.warn(f"estimator.{name} has no effect: {config.name} has no such option", stacklevel=2)
-        else:
-            usable[name] = value
+    known = _option_names("estimator.name", config.name)
+    short = {"threshold": config.threshold, "knee": config.knee, "normalize": config.normalize}
+    given = {name: value for name, value in short.items() if value is not None}
+    for name in [name for name in given if name not in known]:
+        warnings.warn(f"estimator.{name} has no effect: {config.name} has no such option", stacklevel=2)
+        del given[name]
+    if twice := sorted(given.keys() & config.options.keys()):
+        raise ConfigError(f"estimator.{twice[0]} and estimator.options.{twice[0]} are both set: keep one of them")
+    usable = _usable("estimator", config.name, config.options | given, numerics)
+    if config.hold_instability is not None and not create_estimator(config.name, **usable).has_power:
+        raise ConfigError(f"estimator.hold_instability steers a power, and {config.name} has none: use reste, or null")
     return usable
 
 
-def _own_options(name: str, options: Mapping[str, Any], numerics: str) -> dict[str, Any]:
+def _option_names(key: str, name: str) -> tuple[str, ...]:
+    try:
+        return option_names(name)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _usable(key: str, name: str, options: Mapping[str, Any], numerics: str) -> dict[str, Any]:
+    """Options that an estimator can be made with, and what the numerics say of it."""
     try:
         made = create_estimator(name, **options)
     except ValueError as error:
-        raise ConfigError(f"estimator.name: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
+    if made.has_power and "power" in options:
+        raise ConfigError(f"{key}: the power of {name} is a schedule: set estimator.o_end and estimator.schedule")
     return ({"normalize": numerics == "default"} if hasattr(made, "normalize") else {}) | dict(options)
 
 

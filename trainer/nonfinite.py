@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
+import shutil
+from pathlib import Path
 
 import torch
 
-from trainer import checkpoint, checkpoints
+from trainer import checkpoint
 from trainer.config import Config
 from trainer.distributed import collectives
 from trainer.errors import NonFiniteError
@@ -78,7 +81,7 @@ def log_bad_step(run: Run, bad: BadStep, policy: str) -> None:
 def report(run: Run, bad: BadStep) -> dict[str, object]:
     """What there is to know of a bad step. Everything random in it follows from seed, step and sample ids."""
     ids = run.order.batch_ids(bad.step)
-    before = [p for p in checkpoints.steps(run.checkpoints) if checkpoint.step_of(p) <= bad.step]
+    before = _checkpoint_before(run, bad)
     return {
         "step": bad.number,
         "epoch": bad.step // run.plan.steps_per_epoch + 1,
@@ -90,8 +93,27 @@ def report(run: Run, bad: BadStep) -> dict[str, object]:
         "world_size": run.environment.world_size,
         "samples": ids.tolist(),
         "files": [run.order.index.paths[int(sample)] for sample in ids],
-        "reproduce": reproduce(run.config, bad, str(before[-1]) if before else "never"),
+        "reproduce": reproduce(run.config, bad, "never" if before is None else str(before)),
     }
+
+
+def _checkpoint_before(run: Run, bad: BadStep) -> Path | None:
+    """The last checkpoint before a bad step; where training goes on, a copy of it that is not pruned."""
+    before = run.saver.newest()
+    if before is None or run.config.train.nonfinite == "abort":
+        return before
+    kept = run.directory / "nonfinite" / before.name
+    if not kept.is_dir():
+        shutil.copytree(before, kept, copy_function=_link_or_copy)
+    return kept
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file, which takes no room; a copy on a file system that has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def reproduce(config: Config, bad: BadStep, resume: str) -> str:

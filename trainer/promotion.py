@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from trainer.errors import ConfigError
+from filelock import FileLock, Timeout
+
+from trainer.errors import ConfigError, UserError
 from trainer.tracking.registry import SCHEME, Registry, Score, Version
 
+OTHERS_S = 300.0
+"""How long to wait for other promotions."""
 METRICS = {"top1": True, "top5": True, "loss": False}
 """Whether more is better."""
 
@@ -41,16 +51,34 @@ def promote(name: str, number: str, alias: str, *, uri: str, if_better: str | No
         raise ConfigError(f"--if-better {if_better}: choose one of {', '.join(METRICS)}")
     registry = Registry(uri)
     version = registry.version(f"{SCHEME}{name}/{number}")
-    before = registry.aliased(name, alias)
-    score = score_before = None
-    if if_better is not None:
-        score = _score(registry, version, if_better)
-        if before is not None and before.number != version.number:
-            score_before = _score(registry, before, if_better)
-            _check_better(version, score, before, score_before, if_better, alias)
-    registry.set_alias(version, alias)
+    with _turn(uri):
+        before = registry.aliased(name, alias)
+        score = score_before = None
+        if if_better is not None:
+            score = _score(registry, version, if_better)
+            if before is not None and before.number != version.number:
+                score_before = _score(registry, before, if_better)
+                _check_better(version, score, before, score_before, if_better, alias)
+        registry.set_alias(version, alias)
     value, value_before = (None if each is None else each.value for each in (score, score_before))
     return Promoted(version, alias, before, value, value_before)
+
+
+@contextmanager
+def _turn(uri: str) -> Iterator[None]:
+    """Promotions of one store from this machine, one after the other: MLflow moves an alias, it does not compare."""
+    name = f"reste-promote-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+    lock = FileLock(Path(tempfile.gettempdir()) / name)
+    try:
+        lock.acquire(timeout=OTHERS_S)
+    except Timeout:
+        raise UserError(
+            f"another promotion has held {lock.lock_file} for {OTHERS_S:.0f} s: end it, and start again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _score(registry: Registry, version: Version, metric: str) -> Score:

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from timm.utils import ModelEmaV3
@@ -98,6 +98,8 @@ def _accept(config: Config, path: Path, environment: Environment, data_digest: s
     saved_groups = manifest.get("batchnorm_groups", batchnorm_groups)
     refuse_other_statistics(config, saved_groups, batchnorm_groups, environment)
     progress = checkpoint.Progress(**manifest["progress"])
+    if not _is_own(config, path):  # its journal and its best checkpoint are not here
+        progress = replace(progress, journal_offset=0, best={}, best_step=None)
     checkpoints.set_aside(config.run_dir / "checkpoints", progress)
     return Found(path, progress, manifest["world_size"])
 
@@ -137,10 +139,16 @@ def _keep_old_run(directory: Path) -> None:
     log.warning("resume=never: the earlier run is kept in %s", kept)
 
 
+def _is_own(config: Config, path: Path) -> bool:
+    return path.resolve().parent == (config.run_dir / "checkpoints").resolve()
+
+
 def _choose(config: Config, folder: Path) -> Path | None:
     if config.resume == "auto":
         return checkpoints.take_up(folder)
     path = checkpoints.resolve(Path(config.resume))
+    if not _is_own(config, path) and (own := checkpoints.take_up(folder)) is not None:
+        return own  # begun there by an earlier start, and further by now
     found = checkpoint.problems(path)
     if found:
         raise ConfigError(f"resume={config.resume}: {'; '.join(found)}; resume=auto takes the newest good one")

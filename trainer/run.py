@@ -43,7 +43,6 @@ class Plan:
         total_steps: steps of the schedules.
         end_step: where this run ends; before `total_steps` if `train.max_steps` says so.
         accumulation: micro-batches per step.
-        micro_batch: images of a whole micro-batch, over all ranks.
         log_every, indicators_every, eval_every, checkpoint_every: steps between them, 0 for never.
         read_every: steps between host reads of the finite guard and agreements to stop.
     """
@@ -52,7 +51,6 @@ class Plan:
     total_steps: int
     end_step: int
     accumulation: int
-    micro_batch: int
     log_every: int
     indicators_every: int
     eval_every: int
@@ -128,13 +126,14 @@ class Run:
 
     def follow_schedules(self, step: int) -> None:
         """Write into the network what holds for the step after `step` completed ones; nothing is recompiled."""
-        write_powers(self._power_layers, partial(self.power_at, step))
+        write_powers(self.power_layers, partial(self.power_at, step))
         set_progress(self.model, self.progress(step))
         if self.ema is not None:
             set_progress(self.ema.module, self.progress(step))
 
     @cached_property
-    def _power_layers(self) -> list[list[Estimator]]:
+    def power_layers(self) -> list[list[Estimator]]:
+        """The estimators that have a power, layer by layer; none if the method has no such thing."""
         return power_layers(self.model)
 
     def follow_batch(self, plan: BatchPlan) -> None:

@@ -1,4 +1,8 @@
-"""Every method in real runs of two processes: engines, precisions and batch norms in pairs, stopped and continued."""
+"""Every method in real runs of two processes: engines, precisions, batch norms and graphs in pairs, stopped, continued.
+
+Compiled networks are captured whole and differentiated, and then run by torch's own operators: that inductor's code
+computes the same is its own business, and tests of single runs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from method_pairs import pairs
 from spawn import run_ranks
 from trainings import QUICK, ROOT, SMALL, losses, train_here
@@ -15,22 +20,21 @@ from trainings import QUICK, ROOT, SMALL, losses, train_here
 from trainer.study.methods import find_methods
 from trainer.study.sweep import keys_of, written
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 4
-METHODS = {
-    case.name: case.overrides
-    for case in find_methods(ROOT / "configs" / "methods")
-    if "stages" not in keys_of(case.overrides)
+METHODS = {case.name: case.overrides for case in find_methods(ROOT / "configs" / "methods")}
+METHODS["dsq_learned"] = (*METHODS["dsq"], "estimator.options={learn: true}")
+STAGED = [name for name, overrides in METHODS.items() if "stages" in keys_of(overrides)]
+WAYS = {
+    "engine": ["ddp", "deepspeed"],
+    "train.precision": ["fp32", "bf16"],
+    "batchnorm.sync": ["world", "off"],
+    "train.compile": [False, True],
+    "continued": [True, False],
 }
-ROWS = pairs(
-    {
-        "method": list(METHODS),
-        "engine": ["ddp", "deepspeed"],
-        "train.precision": ["fp32", "bf16"],
-        "batchnorm.sync": ["world", "off"],
-        "continued": [True, False],
-    }
-)
+ROWS = pairs({"method": [name for name in METHODS if name not in STAGED], **WAYS})
+# What goes on within a stage is tests/integration/test_staged_runs.py.
+ROWS += pairs({"method": STAGED, **WAYS, "continued": [False]})
 COMMON = (
     *SMALL,
     "data.loader=synthetic",
@@ -49,6 +53,18 @@ def command(folder: Path, row: dict[str, Any], name: str, steps: int) -> list[st
     return [*COMMON, *METHODS[row["method"]], *written(own | place)]
 
 
+def train_captured(config: str, *runs: list[str]) -> list[int]:
+    """`train_here`, with graphs that nobody turns into machine code. Top level, for `run_ranks`."""
+    torch.compiler.set_stance("default", force_backend="aot_eager")
+    return train_here(config, *runs)
+
+
+def journal(run: Path) -> Path:
+    """Of a run, or of the last stage of one."""
+    found = sorted(run.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else run / "journal.jsonl"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: each row whole; some stopped after half of their steps too, and continued by others."""
@@ -57,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = [command(folder, row, "whole", STEPS) for row in ROWS]
     first += [command(folder, row, "parted", STEPS // 2) for row in continued]
     for commands in (first, [command(folder, row, "parted", STEPS) for row in continued]):
-        codes = run_ranks(train_here, 2, str(QUICK), *commands, timeout_s=800, join=False)
+        codes = run_ranks(train_captured, 2, str(QUICK), *commands, timeout_s=1100, join=False)
         assert codes == [[0] * len(commands)] * 2
     return folder
 
@@ -65,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
 def test_a_method_trains_and_goes_on_bit_for_bit(runs: Path, row: dict[str, Any]) -> None:
     number = ROWS.index(row)
-    whole = losses(runs / f"{number}-whole" / "journal.jsonl")
+    whole = losses(journal(runs / f"{number}-whole"))
     assert len(whole) == STEPS
     assert all(map(math.isfinite, whole))
     if not row["continued"]:

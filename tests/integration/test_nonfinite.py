@@ -15,7 +15,7 @@ import torch
 from spawn import run_ranks
 from trainings import QUICK, SMALL, environment, records, reste
 
-from trainer import checkpoints
+from trainer import checkpoint, checkpoints
 from trainer.config import load_config
 from trainer.data import datasets
 from trainer.data.order import TrainOrder
@@ -117,6 +117,16 @@ def test_the_report_holds_the_images_of_all_ranks(runs: tuple[Path, dict[str, in
     assert report["samples"] == np.concatenate(seen).tolist()
     assert report["files"][0] == index.paths[int(seen[0][0])]
     assert (report["step"], report["world_size"], report["seed"]) == (BAD, 2, config.seed)
+
+
+def test_the_checkpoint_before_a_bad_step_is_kept_where_training_goes_on(runs: tuple[Path, dict[str, int]]) -> None:
+    folder, _ = runs
+    report = json.loads((folder / "skipped" / "nonfinite" / f"step_{BAD:08d}.json").read_text())
+    [resume] = [word for word in shlex.split(report["reproduce"]) if word.startswith("resume=")]
+    kept, own = Path(resume.removeprefix("resume=")), folder / "skipped" / "checkpoints" / "step_00000003"
+    assert kept == folder / "skipped" / "nonfinite" / "step_00000003"
+    assert not checkpoint.problems(kept)
+    assert (kept / "model.pt").samefile(own / "model.pt"), "it takes no room"
 
 
 def test_every_policy_has_an_end(runs: tuple[Path, dict[str, int]]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from made_checkpoints import configuration, write_checkpoint
@@ -82,6 +85,22 @@ def test_nan_is_never_better() -> None:
         for metric in ("loss", "top1"):
             with pytest.raises(ConfigError, match="is not better"):
                 _check_better(version, Score(new, DATA), version, Score(old, DATA), metric, "champion")
+
+
+def test_of_several_promotions_at_the_same_moment_the_best_stands(registry: Registry) -> None:
+    versions = [add(registry, {"val/top1": top1}) for top1 in (70.0, 80.0, 90.0, 85.0)]
+    for _ in range(5):
+        registry.set_alias(registry.version(f"models:/digits/{versions[0]}"), "champion")
+        together = Barrier(3)
+
+        def move(number: str, together: Barrier = together) -> None:
+            together.wait()
+            with contextlib.suppress(ConfigError):  # it came after a better one
+                promote("digits", number, "champion", uri=registry.uri, if_better="top1")
+
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(move, versions[1:]))
+        assert champion(registry) == versions[2]
 
 
 def test_a_version_is_found_by_number_alias_and_tag(registry: Registry) -> None:

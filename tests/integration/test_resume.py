@@ -102,3 +102,24 @@ def test_a_run_killed_at_ten_random_moments_while_it_always_saves(tmp_path: Path
     assert metrics(run / "journal.jsonl") == metrics(tmp_path / "whole" / "journal.jsonl")
     final = f"checkpoints/step_{2 * STEPS:08d}"
     assert equal(*(checkpoint.load_payload(tmp_path / name / final, "model") for name in ("whole", "killed")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_may_begin_at_another_ones_checkpoint_and_goes_on_from_its_own(tmp_path: Path, digits: Path) -> None:
+    quick = ("train.batch_size=96", "eval.every=3")
+    assert reste("train", *arguments(tmp_path, "first", digits, 1, (*quick, "train.max_steps=6"))).returncode == 0
+    start = tmp_path / "first" / "checkpoints" / "step_00000005"
+    command = arguments(tmp_path, "second", digits, 1, (*quick, f"resume={start}"))
+    for end in (8, 12):
+        done = reste("train", *command, f"train.max_steps={end}", "checkpoint.every=4")
+        assert done.returncode == 0, done.stderr
+        assert "metrics are missing" not in done.stderr
+    journal = records(tmp_path / "second" / "journal.jsonl")
+    begun = [(r["step"], r["from"]) for r in journal if r.get("event") == "resumed"]
+    assert begun == [(5, str(start)), (8, "checkpoints/step_00000008")]
+    losses = [r["step"] for r in journal if "train/loss" in r.get("metrics", {})]
+    assert losses == list(range(6, 13)), "each step once"
+    # The best is one of its own evaluations: those before step 5 are another run's.
+    best = (tmp_path / "second" / "checkpoints" / "best").resolve()
+    assert checkpoint.step_of(best) in (6, 8, 9, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from spawn import run_ranks
-from trainings import ROOT, SMALL, Life, metrics, records, reste, train_here
+from trainings import QUICK, ROOT, SMALL, Life, metrics, records, reste, train_here
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -19,6 +20,7 @@ from trainer.errors import ConfigError
 from trainer.signals import Requests
 from trainer.staged import train_stages
 from trainer.stages import load_training
+from trainer.study.methods import find_methods
 
 CONFIG = ROOT / "configs" / "digits_two_stage.yaml"
 STEPS = 12
@@ -29,13 +31,21 @@ BASE = (
     "train.batch_size=16",
     "checkpoint.every=3",
     "eval.every=0",
-    "distill.attention=3",
 )
 STAGES = ("real_weights", "binary")
+METHODS = {case.name: case.overrides for case in find_methods(ROOT / "configs" / "methods")}
+TRAININGS: dict[str, tuple[Path, tuple[str, ...], tuple[str, ...]]] = {
+    "digits_two_stage": (CONFIG, ("distill.attention=3",), STAGES),
+    "binaryduo": (QUICK, METHODS["binaryduo"], ("coupled", "decoupled")),
+    "reactnet": (QUICK, METHODS["reactnet"], STAGES),
+    "real_to_binary": (QUICK, METHODS["real_to_binary"], ("real", "activations", "binary")),
+}
+"""Name -> its file, what more it sets, the names of its stages."""
 
 
-def arguments(runs: Path, name: str, digits: Path, *extra: str) -> list[str]:
-    return [str(CONFIG), *BASE, f"data.root={digits}", f"run.dir={runs}", f"run.name={name}", *extra]
+def arguments(runs: Path, name: str, digits: Path, *extra: str, training: str = "digits_two_stage") -> list[str]:
+    config, own, _ = TRAININGS[training]
+    return [str(config), *BASE, *own, f"data.root={digits}", f"run.dir={runs}", f"run.name={name}", *extra]
 
 
 def events(journal: Path, name: str) -> list[dict[str, object]]:
@@ -54,26 +64,30 @@ def kill_in(stage: str, command: list[str], whole: Path, log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_training_killed_in_every_stage_equals_the_uninterrupted_one(tmp_path: Path, digits: Path) -> None:
-    whole = reste("train", *arguments(tmp_path, "whole", digits))
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_training_killed_in_every_stage_equals_the_uninterrupted_one(
+    tmp_path: Path, digits: Path, training: str
+) -> None:
+    stages = TRAININGS[training][2]
+    whole = reste("train", *arguments(tmp_path, "whole", digits, training=training))
     assert whole.returncode == 0, whole.stderr
 
-    command = arguments(tmp_path, "killed", digits)
+    command = arguments(tmp_path, "killed", digits, training=training)
     folder, log = tmp_path / "killed", tmp_path / "log.txt"
-    kill_in("real_weights", command, folder, log)
-    assert not (folder / "binary").exists()
-    kill_in("binary", command, folder, log)
+    for stage, later in zip(stages, (*stages[1:], None), strict=True):
+        kill_in(stage, command, folder, log)
+        assert later is None or not (folder / later).exists()
     assert not (folder / "result.json").exists()
-    seen = (folder / "real_weights" / "journal.jsonl").read_bytes()
+    seen = (folder / stages[0] / "journal.jsonl").read_bytes()
     last = reste("train", *command)
     assert last.returncode == 0, last.stderr
 
     # Each stage went on in the middle, once; the finished one was left alone.
-    for stage in STAGES:
+    for stage in stages:
         resumed = events(folder / stage / "journal.jsonl", "resumed")
         assert [event["step"] in (3, 6, 9) for event in resumed] == [True], stage
-    assert (folder / "real_weights" / "journal.jsonl").read_bytes() == seen
-    for stage in STAGES:
+    assert (folder / stages[0] / "journal.jsonl").read_bytes() == seen
+    for stage in stages:
         assert metrics(folder / stage / "journal.jsonl") == metrics(tmp_path / "whole" / stage / "journal.jsonl")
         left, right = (
             torch.load(tmp_path / name / stage / f"checkpoints/step_{STEPS:08d}/model.pt", weights_only=True)
@@ -81,18 +95,25 @@ def test_a_training_killed_in_every_stage_equals_the_uninterrupted_one(tmp_path:
         )
         assert all(torch.equal(left[name], right[name]) for name in left)
 
-    # The second began with every tensor of the first one's best checkpoint.
-    [inherited] = events(tmp_path / "whole" / "binary" / "journal.jsonl", "inherited")
-    best = torch.load(tmp_path / "whole" / "real_weights/checkpoints/best/model.pt", weights_only=True)
-    assert (inherited["tensors"], inherited["fresh"]) == (len(best), [])
-    assert inherited["numbers"] == sum(tensor.numel() for tensor in best.values())
+    # Each later one began with every tensor of the best checkpoint before, unless it is to begin anew.
+    inherits = {config.name: config.config.model.init for config in load_training(Path(command[0]), command[1:]).stages}
+    for before, stage in itertools.pairwise(stages):
+        found = events(tmp_path / "whole" / stage / "journal.jsonl", "inherited")
+        if inherits[stage] is None:
+            assert found == []
+            continue
+        best = torch.load(tmp_path / "whole" / before / "checkpoints/best/model.pt", weights_only=True)
+        last_step = tmp_path / "whole" / stage / f"checkpoints/step_{STEPS:08d}/model.pt"
+        own = torch.load(last_step, weights_only=True)
+        assert [(event["tensors"], event["fresh"]) for event in found] == [(len(best), [])]
+        assert found[0]["numbers"] == sum(tensor.numel() for tensor in own.values())
 
     result = json.loads((folder / "result.json").read_text())
-    assert list(result["stages"]) == list(STAGES)
+    assert list(result["stages"]) == list(stages)
     assert result["steps"] == STEPS
     told = CliRunner().invoke(app, ["status", str(folder)])
-    assert "binary, 2 of 2" in told.output
-    assert resolve(folder) == (folder / "binary" / "checkpoints" / "best").resolve()
+    assert f"{stages[-1]}, {len(stages)} of {len(stages)}" in told.output
+    assert resolve(folder) == (folder / stages[-1] / "checkpoints" / "best").resolve()
 
     # Started again it trains nothing, and not under another configuration.
     def never(config: Config, requests: Requests) -> int:
@@ -147,7 +168,7 @@ def test_mlflow_has_one_run_above_those_of_the_stages(tmp_path: Path, digits: Pa
 def test_ranks_of_another_launcher_train_all_stages_in_one_life(tmp_path: Path) -> None:
     # No agent keeps a store for them, as under srun: they meet once for every stage.
     made = ("data.loader=synthetic", "data.synthetic={samples: 96, classes: 10}", "train.max_steps=2", "eval.every=0")
-    command = [*BASE, *made, "checkpoint.every=0", f"run.dir={tmp_path}", "run.name=run"]
+    command = [*BASE, *made, "distill.attention=3", "checkpoint.every=0", f"run.dir={tmp_path}", "run.name=run"]
     assert run_ranks(train_here, 2, str(CONFIG), command, timeout_s=280, join=False) == [[0], [0]]
     for stage in STAGES:
         assert json.loads((tmp_path / "run" / stage / "result.json").read_text())["steps"] == 2

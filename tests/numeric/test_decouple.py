@@ -109,6 +109,15 @@ def test_the_source_stays_as_it_is():
         ((COUPLED, {"estimator": "ste"}), (DECOUPLED, {}), "estimator.name=ternary_duo there, which is ste"),
         ((COUPLED, {}), (DECOUPLED, {"estimator": "reste"}), "estimator.name=heaviside there, which is reste"),
         ((COUPLED, {"scaling": "none"}), (DECOUPLED, {}), "quantizer.scaling=layer or channel"),
+        ((COUPLED, {"scaling": "layer"}), (DECOUPLED, {"scaling": "channel"}), "use the same model.weight_bits and"),
+        ((COUPLED, {"weight_bits": 32}), (DECOUPLED, {}), "weights of 32 bits .* would become such of 1 bits"),
+        ((COUPLED, {}), (DECOUPLED, {"activation_quantizer": "stochastic"}), "quantizer.activation=none or shift"),
+        (
+            (COUPLED, {"activation_quantizer": "recu_activation"}),
+            (DECOUPLED, {}),
+            "recu_activation does not do channel",
+        ),
+        ((COUPLED, {"weight_estimator": "reste_levels"}), (DECOUPLED, {}), "an estimator of two values"),
     ],
 )
 def test_what_would_not_be_equal_is_refused_in_one_line(source, target, message):
@@ -118,3 +127,16 @@ def test_what_would_not_be_equal_is_refused_in_one_line(source, target, message)
         decouple(*pair)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in pair[1].state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["reactnet_a_1w1a", "reactnet20_1w1a", "real_to_binary20_1w1a"])
+def test_a_stage_of_binary_weights_inherits_every_tensor_of_that_of_real_ones(name):
+    """The published training of the first of these lost nearly all of its weights between its stages."""
+    source, target = timm.create_model(name, weight_bits=32), timm.create_model(name)
+    with torch.no_grad():
+        for tensor in source.state_dict().values():
+            tensor.copy_(torch.rand(tensor.shape) * 100)
+    found, given, taken = TRANSFERS["copy"](source, target), source.state_dict(), target.state_dict()
+    numbers = sum(tensor.numel() for tensor in given.values())
+    assert found == Inherited(tensors=len(given), numbers=numbers)
+    assert all(torch.equal(tensor, taken[tensor_name]) for tensor_name, tensor in given.items())

@@ -70,6 +70,18 @@ def test_a_network_is_left_as_it_was_and_the_answer_is_the_same_again():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_real_weights_behind_binary_activations_are_looked_at_and_real_layers_are_not():
+    torch.manual_seed(0)
+    binary = BinaryConv2d(2, 3, 3, activation_estimator=create_estimator("ste"))
+    model = torch.nn.Sequential(binary, torch.nn.Flatten(), torch.nn.Linear(27, 2))
+    x = torch.randn(4, 2, 5, 5)
+    found = gradient_mismatch(model, lambda: model(x).square().mean(), coordinates=54, directions=0, step=1e-3)
+    # The loss is a quadratic function of these weights: for a small step the difference is the gradient.
+    assert found["discrete_cosine/0"].item() == pytest.approx(1, abs=1e-3)
+    real = torch.nn.Sequential(BinaryConv2d(2, 3, 3), torch.nn.Flatten())
+    assert gradient_mismatch(real, lambda: real(x).square().mean()) == {}
+
+
 def test_a_gradient_of_zero_has_the_cosine_zero():
     layer, x = linear(6), torch.zeros(1, 6, dtype=torch.float64)
     found = gradient_mismatch(layer, lambda: layer(x).sum(), coordinates=6, directions=4)

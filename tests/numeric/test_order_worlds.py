@@ -172,3 +172,12 @@ def test_parts_cover_a_range_without_overlap_and_differ_by_one_at_most(start: in
 def test_more_micro_batches_than_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match="micro-batches"):
         TrainOrder(index_of(5), Augment(16), seed=0, batch_size=2, accumulation=3)
+
+
+def test_a_batch_that_its_micro_batches_do_not_divide_is_cut_into_two_sizes_and_is_whole() -> None:
+    order = TrainOrder(index_of(40), Augment(image_size=8), seed=0, batch_size=15, accumulation=4)
+    plans = list(order.plans(0, 3))
+    sizes = [plan.global_count for plan in plans]
+    assert sizes == [3, 4, 4, 4, 3, 4, 4, 4, 2, 3, 2, 3]
+    assert order.micro_batch_sizes == [4, 3]
+    assert [order.is_whole(plan) for plan in plans] == [True] * 8 + [False] * 4

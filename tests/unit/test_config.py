@@ -40,6 +40,33 @@ def test_cuda_graphs_need_a_compiled_step_and_are_no_part_of_the_digest() -> Non
     assert config_digest(replayed) == config_digest(plain)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("estimator.options={x: [1]}", "estimator.options.x: input should be a valid boolean, or "),
+        ("batchnorm.sync=none", "batchnorm.sync: input should be 'off' or 'world', or "),
+        ("batchnorm.sync={images: 0}", "batchnorm.sync.images: input should be greater than or equal to 1 (got 0)"),
+        ("augment.scale=[0.5, 0.1]", "augment.scale: must be the least and the largest, in this order"),
+        ("augment.ratio=[2, 1]", "augment.ratio: must be the least and the largest, in this order"),
+    ],
+)
+def test_one_mistake_is_one_error_under_its_own_key(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    told = str(caught.value)
+    assert told.startswith("the configuration has an error: ")
+    assert says in told
+    assert "\n" not in told
+
+
+def test_two_sizes_of_micro_batches_take_two_graphs_for_every_side() -> None:
+    schedule = "data.image_size_schedule=[[0%, 96], [20%, 112], [40%, 128], [60%, 160], [80%, 224]]"
+    common = [schedule, "train.compile=true", "train.batch_size=750", "train.accumulation="]
+    load_config(None, [*common[:3], common[3] + "3"])
+    with pytest.raises(ConfigError, match=r"in 4 micro-batches makes two sizes, and a compiler keeps 8 graphs"):
+        load_config(None, [*common[:3], common[3] + "4"])
+
+
 def test_a_child_overrides_its_parent_and_the_command_line_overrides_both(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "base.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 64}\n")

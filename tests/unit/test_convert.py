@@ -72,8 +72,8 @@ def evaluate_without_us(net: nn.Module, root: Path) -> tuple[int, float]:
 @pytest.mark.parametrize("name", ["resnet20_1w1a", "resnet20"])
 def test_a_converted_checkpoint_evaluates_to_the_numbers_of_the_official_network(name, data, tmp_path):
     net = official_net(name)
-    found = convert(write_official(net, tmp_path / "model_best.pth.tar"), name, tmp_path / "out")
-    assert found.facts == {"model": "resnet20_1w1a", "epoch": 1000, "best_prec1": 86.75}
+    found = convert(write_official(net, tmp_path / "model_best.pth.tar", model=name), name, tmp_path / "out")
+    assert found.facts == {"model": name, "epoch": 1000, "best_prec1": 86.75}
     request = prepare(tmp_path / "out", data, batch_size=None, loader="torchvision", weights="auto")
     ours = evaluate_request(request)
     correct, loss = evaluate_without_us(net, data)
@@ -178,6 +178,25 @@ def test_weights_of_another_network_are_named_with_the_one_they_fit(tmp_path):
     with pytest.raises(ConfigError, match="no network of the official code fits"):
         convert(file, "resnet20_1w1a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong", "right", "bits"),
+    [
+        ("resnet20_bireal_1w1a", "resnet20_1w1a", "resnet20_bireal_1w1a", (1, 1)),
+        ("resnet20", "resnet20_1w1a", "resnet20", (32, 32)),
+        ("vgg_small", "vgg_small_1w1a", "vgg_small", (32, 32)),
+        ("resnet18", "resnet18_cifar_1w1a", "resnet18_1w1a", (32, 32)),
+    ],
+)
+def test_the_file_says_which_network_it_holds_where_tensors_fit_several(said, wrong, right, bits, tmp_path):
+    nets = OFFICIAL | OFFICIAL_FULL_PRECISION
+    net = nets[said if said in nets else right]()
+    file = write_official(net, tmp_path / "a.pth.tar", model=said)
+    with pytest.raises(ConfigError, match=rf"says that it holds the official {said}: use --model .*{right}$"):
+        convert(file, wrong, tmp_path / "out")
+    model = convert(file, right, tmp_path / "out").config.model
+    assert (model.name, model.weight_bits, model.activation_bits) == (right, *bits)
 
 
 def test_an_unknown_network_a_full_folder_and_a_missing_file_are_refused(tmp_path):

@@ -138,12 +138,27 @@ def test_hand_written_pickles_are_refused(code: bytes, tmp_path: Path) -> None:
         ({b"data": np.zeros((PER_BATCH, 3071), np.uint8)}, "does not hold images"),
         ({b"labels": [10] * PER_BATCH}, "does not hold images"),
         ({b"labels": None}, "has no labels"),
+        ({b"labels": 5}, "does not hold images"),
+        ({b"data": b"text"}, "does not hold images"),
     ],
 )
 def test_batches_of_another_kind_are_refused(change: dict, says: str, tmp_path: Path) -> None:
     wrong = pickle.dumps({**batch(2), **change}, 2)
     found = refused(archive(tmp_path, data_batch_2=wrong))
     assert f"{ARCHIVE}, data_batch_2 {says}" in found
+
+
+@pytest.mark.parametrize("names", [5, [b"cat"] * 10])
+def test_class_names_of_another_kind_are_refused(names: object, tmp_path: Path) -> None:
+    found = refused(archive(tmp_path, **{"batches.meta": pickle.dumps({b"label_names": names}, 2)}))
+    assert "batches.meta does not hold a list of different class names" in found
+
+
+def test_pickles_of_newer_protocols_and_labels_in_arrays_are_read(tmp_path: Path) -> None:
+    in_arrays = {name: value | {b"labels": np.array(value[b"labels"])} for name, value in batches().items()}
+    newer = {name: pickle.dumps(value, 5) for name, value in in_arrays.items()}
+    found = prepare(archive(tmp_path / "new", **newer), tmp_path / "new_root")
+    assert found == prepare(archive(tmp_path / "old"), tmp_path / "old_root")
 
 
 def test_an_incomplete_or_damaged_archive_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,37 @@ def test_numbers_of_classes_that_are_not_the_sorted_ones_are_refused_without_a_l
     assert "put the names in the order of their numbers into classes.txt" in refused(source, tmp_path / "root")
     (source / "classes.txt").write_text("\n".join(SORTED[number - 1] for number in range(4)))
     assert prepare(source, tmp_path / "other").digests == expected
+
+
+def test_classes_may_be_names_or_numbers_in_json(tmp_path: Path, expected: dict) -> None:
+    ways = [lambda number: SORTED[number], str, int]
+
+    def in_json(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        changed = []
+        for at, (name, content) in enumerate(members):
+            if name.endswith(".cls"):
+                about = {"label": ways[at % 3](int(content)), "filename": f"{Path(name).stem}.JPEG"}
+                name, content = name.replace(".cls", ".json"), json.dumps(about).encode()
+            changed.append((name, content))
+        return changed
+
+    assert prepare(repacked(tmp_path / "source", in_json), tmp_path / "root").digests == expected
+
+
+def test_shards_may_lie_in_a_folder_of_each_split(tmp_path: Path, expected: dict) -> None:
+    source = made.webdataset(tmp_path / "source")
+    for split, pattern in (("train", "*train-*"), ("val", "*validation-*")):
+        (source / split).mkdir()
+        for number, file in enumerate(sorted(source.glob(pattern))):
+            file.rename(source / split / f"{number:05d}.tar")
+    assert prepare(source, tmp_path / "root").digests == expected
+
+
+def test_a_complete_folder_still_has_to_hold_what_is_expected(tmp_path: Path) -> None:
+    source = made.tree(tmp_path / "source")
+    prepare(source, tmp_path / "root")
+    with pytest.raises(DataError, match=r"root holds 16 train images, ImageNet has 1,281,167: complete it, or"):
+        prepare(source, tmp_path / "root", expect=IMAGENET)
 
 
 def test_samples_without_names_take_their_numbers_as_classes(tmp_path: Path) -> None:

@@ -123,9 +123,30 @@ def test_a_damaged_shard_of_a_webdataset_is_named_with_its_byte(tmp_path: Path) 
     assert f"{file} at byte {places[name]} is damaged" in refused(source, tmp_path / "root")
 
 
+def zero(content: bytearray, at: int) -> None:
+    content[at : at + 512] = bytes(512)
+
+
+def test_a_hole_of_zeros_is_not_taken_for_the_end_of_an_archive(tmp_path: Path) -> None:
+    source = made.official(tmp_path / "source")
+    keep = (source / TRAIN).read_bytes()
+    for name, within in (("n02389026.tar", str(source / TRAIN)), ("n02012849_24.JPEG", "n02012849.tar")):
+        at = damage(source / TRAIN, lambda content, name=name: zero(content, headers(content)[name]))[name]
+        found = refused(source, tmp_path / "root")
+        assert within in found
+        assert bytes_named(found)[-1] == at
+        assert "is damaged (zeros stand where a header should, and more follows)" in found
+        (source / TRAIN).write_bytes(keep)
+    shards = made.webdataset(tmp_path / "shards")
+    places = damage(
+        shards / "imagenet1k-train-0001.tar", lambda content: zero(content, sorted(headers(content).values())[4])
+    )
+    assert sorted(places.values())[4] in bytes_named(refused(shards, tmp_path / "other"))
+
+
 def test_an_archive_is_read_once_and_its_checksum_is_that_of_all_its_bytes(tmp_path: Path) -> None:
     source = made.official(tmp_path / "source")
-    content = (source / TRAIN).read_bytes() + b"behind the end mark"
+    content = (source / TRAIN).read_bytes() + bytes(20_000)
     (source / TRAIN).write_bytes(content)
     opened = OnePass(source / TRAIN)
     names = [member.name for member in members(opened, "here")]

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from launch.cli import app
-from trainer.config import Config, load_config, schema_keys
+from trainer.config import MAY_CHANGE, Config, load_config, schema_keys
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,3 +134,10 @@ def test_the_documents_quote_something() -> None:
     assert sum(len(commands(path, "reste")) for path in DOCUMENTS) >= 10
     assert sum(len(commands(path, "make")) for path in DOCUMENTS) >= 5
     assert sum(len(PAIR.findall(span)) for path in DOCUMENTS for span in spans(path)) >= 20
+
+
+def test_what_may_change_on_a_resume_is_listed() -> None:
+    told = spans(ROOT / "docs" / "resume.md")
+    text = " ".join(prose(ROOT / "docs" / "resume.md").split())
+    for key in MAY_CHANGE:
+        assert f"all of `{key[:-1]}`" in text if key.endswith(".") else key in told, key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.distributed.environment import Environment, resolve_environment
+from trainer.distributed.environment import Environment, announced_world, is_rank, resolve_environment
 from trainer.errors import ConfigError
 
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
@@ -56,6 +56,8 @@ def test_each_launcher_is_recognised(environ: dict[str, str], launcher: str) -> 
     found = resolve_environment(environ)
     assert found.launcher == launcher
     assert place(found) == (5, 8, 1, 4, 1)
+    assert is_rank(environ)
+    assert announced_world(environ) == 8
 
 
 def test_nothing_set_is_one_process() -> None:
@@ -105,6 +107,7 @@ def test_uneven_nodes_are_read_from_slurms_run_length_form() -> None:
 )
 def test_a_slurm_shell_without_srun_is_one_process(environ: dict[str, str]) -> None:
     assert resolve_environment(environ) == Environment()
+    assert not is_rank(environ)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from trainer.errors import ConfigError
 from trainer.export.frozen import freeze
 from trainer.export.untrusted import OPERATORS
 from trainer.network import instantiate
+from trainer.stages import load_training
+from trainer.study.methods import find_methods
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 NOT_FOR_WEIGHTS = {"heaviside", "ternary_duo"}
@@ -24,7 +27,7 @@ OPTIONS = {
     "swish_sign": {"beta": 3.0},
     "fda": {"omega": 0.2, "terms": 4, "last_terms": 8},
     "dsq": {"alpha": 0.1, "learn": True},
-    "rational": {"power": 2.0},
+    "rational": {"threshold": 2.0},
     "reste_levels": {"levels": 4},
 }
 
@@ -54,10 +57,73 @@ def test_options_of_a_configuration_reach_every_layer_and_a_step_can_be_made(nam
 
 
 def test_an_unknown_option_is_refused_in_one_line():
-    with pytest.raises(
-        ConfigError, match=r"^estimator.name: estimator 'tanh' has no option 'beta'; its options: scale"
-    ):
+    with pytest.raises(ConfigError, match=r"^estimator: estimator 'tanh' has no option 'beta'; its options: scale"):
         instantiate(configured("tanh", {"beta": 2.0}), 10)
+
+
+def test_options_are_taken_together_and_reach_the_estimator():
+    plain = ["model.name=resnet20_1w1a", "estimator.name=reste"]
+    model = instantiate(load_config(QUICKSTART, [*plain, "estimator.threshold=3", "estimator.knee=2"]), 10)
+    [(_, layer), *_] = binary_layers(model)
+    assert (layer.activation_estimator.threshold, layer.activation_estimator.knee) == (3.0, 2.0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["estimator.threshold=0.05", "estimator.knee=0.1"], "estimator: "),
+        (["estimator.name=dsq", 'estimator.options={alpha: "a"}'], "estimator: alpha must be a number, got 'a'"),
+        (["estimator.name=dsq", 'estimator.options={learn: "no"}'], "estimator: learn must be true or false, got 'no'"),
+        (["estimator.name=fda", "estimator.options={terms: 2.5}"], "estimator: terms must be a whole number, got 2.5"),
+        (
+            ["estimator.name=fda", "estimator.options={terms: true}"],
+            "estimator: terms must be a whole number, got True",
+        ),
+        (["estimator.name=ede", "estimator.options={t_min: 1.0e-300}"], "estimator: t_min must be >= 1e-30"),
+        (["estimator.weights=ste", "estimator.weights_options={threshold: x}"], "estimator.weights: threshold must be"),
+        (["estimator.weights=stee"], "estimator.weights: unknown estimator 'stee'; did you mean 'ste'"),
+        (["estimator.weights_options={threshold: 7}"], "estimator.weights_options are of estimator.weights"),
+        (["estimator.options={threshold: 2}", "estimator.threshold=1"], "are both set: keep one"),
+        (["estimator.options={power: 2}"], "the power of reste is a schedule: set estimator.o_end"),
+        (
+            ["estimator.name=ste", "estimator.hold_instability=1e-4"],
+            "estimator.hold_instability steers a power, and ste",
+        ),
+        (["quantizer.weight=recu", "quantizer.options={recu: {tau_end: x}}"], "tau_end must be a number, got 'x'"),
+        (["quantizer.weight=recu", "quantizer.options={recu: {channels: 3}}"], "no option 'channels'"),
+        (
+            ["quantizer.weight=recu", "quantizer.options={recuu: {}}"],
+            "there is no quantiser 'recuu'; did you mean recu",
+        ),
+        (["quantizer.weight=nonsense", "model.weight_bits=32"], "unknown quantizer 'nonsense'"),
+    ],
+)
+def test_an_option_of_a_method_that_cannot_be_meant_is_refused_in_one_line(overrides, says):
+    plain = ["estimator.knee=null", "model.name=resnet20_1w1a", "log.indicators_every=10"]
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        instantiate(load_config(QUICKSTART, [*plain, *overrides]), 10)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_a_quantiser_that_no_side_uses_are_told():
+    sides = ["quantizer.weight=none", "quantizer.activation=none", "quantizer.options={recu: {tau_end: 0.9}}"]
+    with pytest.warns(UserWarning, match=r"quantizer\.options\.recu has no effect"):
+        instantiate(load_config(QUICKSTART, ["model.name=resnet20_1w1a", *sides]), 10)
+
+
+@pytest.mark.parametrize("path", sorted((QUICKSTART.parent / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_graph_of_every_shipped_method_may_be_loaded(path):
+    [case] = find_methods(path.parent, [path.stem])
+    overrides = case.overrides
+    config = load_config(QUICKSTART, overrides)
+    if config.stages:  # what is exported is the last one's
+        config = load_training(QUICKSTART, list(overrides)).stages[-1].config
+    model = instantiate(config, 10).eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.zeros(2, 3, 16, 16),))
+    called = {f"torch.ops.{node.target}" for node in program.graph.nodes if node.op == "call_function"}
+    assert {name for name in called if "aten" in name} <= OPERATORS
 
 
 def test_a_learnt_parameter_draws_no_random_number():

@@ -11,6 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from typer.testing import CliRunner
 
+import trainer
 from launch.cli import app
 from launch.dry_run import plan_rows
 from trainer.assembly import create_orders
@@ -172,3 +173,21 @@ def test_kernels_for_a_gpu_are_refused_on_a_cpu() -> None:
     train = load_config(None, ["train.kernels=triton"]).train
     with pytest.raises(ConfigError, match=r"^train.kernels=triton needs a GPU: set train.kernels=compiled$"):
         apply_switches(train, Environment(), torch.device("cpu"))
+
+
+def test_both_sizes_of_uneven_micro_batches_are_compiled(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    made = ("data.loader=synthetic", "data.synthetic={samples: 32, classes: 4}", "tracking.enabled=false")
+    size = ("train.batch_size=14", "train.accumulation=4", "train.compile=true", "train.max_steps=1", "eval.every=0")
+    place = (f"run.dir={tmp_path}", "run.name=x", "log.indicators_every=0", "data.image_size=16")
+    config = load_config(Path(__file__).parents[2] / "configs" / "quickstart.yaml", [*made, *size, *place])
+    with torch.compiler.set_stance("default", force_backend=counter):
+        run = trainer.build(config)
+        try:
+            settled = counter.frame_count
+            assert trainer.train(run).steps == 1
+        finally:
+            run.close()
+    assert (settled, counter.frame_count) == (2, 2)
+    torch._dynamo.reset()

@@ -72,6 +72,8 @@ def test_750_images_over_8_ranks_are_cut_exactly_and_the_plan_says_so(tmp_path: 
     printed = plan(ROOT / "configs" / "imagenet" / "resnet18_reste.yaml", "--nproc", "8")
     assert "750 images a step = 1 micro-batch over 8 ranks: 6 of 94 and 2 of 93" in printed
     assert "2 groups of 4 ranks, 375 images each" in printed
+    cut = plan(ROOT / "configs" / "imagenet" / "resnet18_reste.yaml", "--nproc", "8", "train.accumulation=4")
+    assert "2 micro-batches over 8 ranks: 4 of 24 and 4 of 23; 2 micro-batches over 8 ranks: 3 of 24 and 5 of 23" in cut
     assert "427250 (250 epochs of 1709)" in printed
 
 

@@ -88,6 +88,13 @@ def test_relu_slopes_settle_at_the_spurious_minimum_and_the_identity_oscillates(
     assert (rises > 0.1).sum() > 10
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_anywhere_is_not_where_the_teacher_is(seed: int) -> None:
+    problem = make_problem(seed)
+    for slope in SLOPES:
+        assert descend(problem, slope, "anywhere", seed, steps=1, rate=0.1).losses[0] > 0.1
+
+
 def test_the_command_writes_table_and_figure(tmp_path: Path) -> None:
     words = ["study", "toy", "--out", str(tmp_path), "--seeds", "1", "--steps", "40"]
     result = CliRunner().invoke(app, words)

@@ -139,6 +139,16 @@ class TrainOrder:
         """Samples of the last global batch of an epoch."""
         return min(len(self.index) - (self.steps_per_epoch - 1) * self.batch_size, self.batch_size)
 
+    @property
+    def micro_batch_sizes(self) -> list[int]:
+        """Sizes, over all ranks, that a whole batch is cut into, largest first; two, if it cannot be cut evenly."""
+        bounds = (part(0, self.batch_size, micro, self.accumulation) for micro in range(self.accumulation))
+        return sorted({stop - start for start, stop in bounds}, reverse=True)
+
+    def is_whole(self, plan: Plan) -> bool:
+        """Whether a micro-batch belongs to a whole batch, and not to an epoch's smaller last one."""
+        return plan.global_batch_count == self.batch_size
+
     def batch_ids(self, step: int) -> npt.NDArray[np.int64]:
         """Sample ids of the global batch of a step, in order: those of all ranks and micro-batches."""
         epoch, batch = divmod(step, self.steps_per_epoch)

@@ -12,9 +12,10 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from reste.buffers import buffers_kept
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward, some_loss
-from trainer.distributed.update import answered_by_scaler, buffers_kept, update
+from trainer.distributed.update import answered_by_scaler, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 ReduceDtype = Literal["full", "bf16", "fp16"]
@@ -37,7 +38,7 @@ class DdpEngine:
         precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast with float32 weights; fp16 scales the
             loss.
         clip_norm: largest gradient norm, or None.
-        compile: compile the model for whole micro-batches.
+        compile: compile the model for the micro-batches of whole batches.
         device: the rank's device.
         reduce_dtype: what gradients are rounded to before they are divided by the number of ranks and summed; full
             leaves them as they are.
@@ -81,7 +82,7 @@ class DdpEngine:
         uninterrupted one.
 
         Args:
-            images: this rank's share of a whole micro-batch, (B, C, H, W), any values.
+            images: this rank's share of a micro-batch of a whole batch, (B, C, H, W), any values.
         """
         for _ in range(2 if self._ddp else 1):
             with buffers_kept(self.module), self.accumulate(last=True):

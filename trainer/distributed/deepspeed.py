@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
+from reste.buffers import buffers_kept
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward, some_loss
-from trainer.distributed.update import answered_by_scaler, buffers_kept, update
+from trainer.distributed.update import answered_by_scaler, update
 from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
 
@@ -84,7 +85,7 @@ class DeepSpeedEngine:
         optimizer: over all trainable parameters of `model`.
         precision: fp32, bf16 or fp16, the latter two under autocast with float32 weights; fp16 scales the loss.
         clip_norm: largest gradient norm, or None.
-        compile: compile the model for whole micro-batches.
+        compile: compile the model for the micro-batches of whole batches.
         device: the rank's device.
         settings: what DeepSpeed is told (`deepspeed_settings`); `prepare` has found them good.
     """

@@ -24,7 +24,7 @@ class Engine(Protocol):
     def forward(self, images: torch.Tensor, *, whole: bool) -> Any:
         """(B, C, H, W) normalised images to what the model returns, its logits or more, in the run's precision.
 
-        `whole` says, alike on all ranks, whether the micro-batch has the usual size; what was compiled serves that.
+        `whole` says, alike on all ranks, whether the micro-batch is of a whole batch; what is compiled serves those.
         """
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -42,6 +42,21 @@ class Environment:
     join_s: int = 50
 
 
+def is_rank(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of its ranks; see `resolve_environment`.
+
+    Raises:
+        ConfigError: SLURM's variables cannot be read.
+    """
+    return "RANK" in environ or _slurm_task(environ) is not None
+
+
+def announced_world(environ: Mapping[str, str]) -> int:
+    """How many ranks the launcher of this one says that it has started, before that is checked."""
+    names = ("WORLD_SIZE",) if "RANK" in environ else ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    return next((_number(environ, name) for name in names if name in environ), 1)
+
+
 def resolve_environment(environ: Mapping[str, str]) -> Environment:
     """Find this process's place; the mapping (usually `os.environ`) is all that is looked at.
 

@@ -13,16 +13,16 @@ from trainer.pixels import AUTOCAST
 
 
 class Forward(nn.Module):
-    """The model under autocast; the compiled one for whole micro-batches if it is compiled.
+    """The model under autocast; the compiled one for the micro-batches of whole batches if it is compiled.
 
-    An epoch's smaller last micro-batch goes through the plain model: a second shape would mean a second compilation,
-    which costs more than the few steps that it serves. All ranks choose alike: a compiler may reorder collectives, so
+    Those of an epoch's smaller last batch go through the plain model: further shapes would mean further compilations,
+    which cost more than the few steps that they serve. All ranks choose alike: a compiler may reorder collectives, so
     that a compiled rank and a plain one could wait for each other.
 
     Args:
         model: on its device.
         precision: fp64 and fp32 compute as named, bf16 and fp16 under autocast.
-        compile: compile the model for whole micro-batches.
+        compile: compile the model for the micro-batches of whole batches.
         device: the rank's device.
         channels_last: names of parameters that are handed to the model in this layout, whatever theirs is.
     """

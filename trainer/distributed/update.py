@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 
 def update(
@@ -42,13 +39,3 @@ def answered_by_scaler(norm: torch.Tensor, scaler: torch.amp.GradScaler) -> torc
     Below a scale of 1 there is nothing left to halve: what overflows then is the gradient itself.
     """
     return norm.nan_to_num(0.0, 0.0, 0.0) if scaler.is_enabled() and scaler.get_scale() >= 1 else norm
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Give every buffer its value back afterwards: forward passes within leave no trace in batch statistics."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])

@@ -46,13 +46,14 @@ _SPECS = {"in_spec": treespec_dumps(tree_structure(((0,), {}))), "out_spec": tre
 
 _OVERLOADS = {
     "default": "_assert_scalar _assert_tensor_metadata abs adaptive_avg_pool2d alias avg_pool2d batch_norm bmm cat "
-    "chunk clamp clone contiguous conv2d detach detach_ dropout dropout_ elu elu_ exp expand expand_as floor gelu "
+    "chunk clamp clone contiguous conv2d detach detach_ dropout dropout_ elu elu_ exp exp2 expand expand_as floor gelu "
     "gelu_ group_norm hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ isnan layer_norm leaky_relu "
-    "leaky_relu_ linear matmul max_pool2d maximum mean minimum mish mish_ neg pad permute pixel_shuffle "
-    "prelu relu relu6 relu6_ relu_ repeat reshape rms_norm roll rsqrt scaled_dot_product_attention sigmoid sigmoid_ "
-    "sign silu silu_ softplus sqrt squeeze stack sym_constrain_range_for_size tanh tanh_ unsqueeze view view_as where",
-    "Tensor": "add add_ div div_ eq ge gt index le lt mul mul_ ne slice split sub sub_",
-    "Scalar": "add add_ div div_ eq ge gt le lt masked_fill mul mul_ ne sub sub_",
+    "leaky_relu_ linear log log2 matmul max_pool2d maximum mean minimum mish mish_ neg pad permute pixel_shuffle "
+    "prelu reciprocal relu relu6 relu6_ relu_ repeat reshape rms_norm roll round rsqrt scaled_dot_product_attention "
+    "sigmoid sigmoid_ sign silu silu_ softplus sqrt square squeeze stack sym_constrain_range_for_size tanh tanh_ "
+    "unsqueeze view view_as where",
+    "Tensor": "add add_ clamp div div_ eq ge gt index le lt mul mul_ ne slice split sub sub_",
+    "Scalar": "add add_ div div_ eq ge gt le lt masked_fill mul mul_ ne rsub sub sub_",
     "Tensor_Scalar": "pow",
     "ScalarOther": "where",
     "ScalarSelf": "where",

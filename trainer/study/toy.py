@@ -155,7 +155,8 @@ def descend(problem: Problem, slope: str, start: str, seed: int, *, steps: int, 
         steps: how many.
         rate: of each step.
     """
-    numbers = np.random.default_rng([seed, STARTS.index(start)])
+    # Not [seed, 0], whose numbers are those of seed alone: the problem's.
+    numbers = np.random.default_rng([1, seed, STARTS.index(start)])
     v, w = numbers.normal(size=problem.v.shape), numbers.normal(size=problem.w.shape)
     if start != "anywhere":
         at_v, at_w = problem.spurious if start == "spurious minimum" else (problem.v, problem.w)

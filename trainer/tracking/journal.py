@@ -1,7 +1,7 @@
 """The journal: every metric and event of a run as one line of JSON, appended and never rewritten.
 
     {"type": "metrics", "step": 12, "time": 1700000000.25, "metrics": {"train/loss": 0.5}}
-    {"type": "event", "step": 12, "time": 1700000000.5, "event": "checkpoint", "path": "checkpoints/best"}
+    {"type": "event", "step": 12, "time": 1700000000.5, "event": "resumed", "from": "checkpoints/step_00000012"}
 
 Times are unix seconds. Floats are written with their shortest exact representation; infinities and NaN are
 the strings "inf", "-inf" and "nan", since JSON has no such numbers.
@@ -59,7 +59,7 @@ class Journal:
         self._append({"type": "metrics", "step": step, "time": self._clock(), "metrics": values})
 
     def event(self, name: str, *, step: int, fields: Mapping[str, Any] | None = None) -> None:
-        """Append an event (started, checkpoint, stopped, finished, ...) with JSON `fields` of its own."""
+        """Append an event (started, resumed, inherited, nonfinite, rolled_back, ...) with JSON `fields` of its own."""
         self._append({**(fields or {}), "type": "event", "step": step, "time": self._clock(), "event": name})
 
     def offset(self) -> int:

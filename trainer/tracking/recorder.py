@@ -85,7 +85,9 @@ class Recorder:
             world_size=about["world_size"],
         )
         write_manifest(self.directory, manifest, ended=self._last_end())
-        self._checkpoint = None if resumed_from is None else f"checkpoints/{resumed_from.name}"
+        if resumed_from is not None:
+            own = resumed_from.resolve().parent == (self.directory / "checkpoints").resolve()
+            self._checkpoint = f"checkpoints/{resumed_from.name}" if own else str(resumed_from)
         if resumed_from is None:
             self._journal.event("started", step=step)
         else:

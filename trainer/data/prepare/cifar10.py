@@ -125,7 +125,10 @@ def _read(given: Path, contents: Mapping[str, bytes]) -> tuple[list[str], dict[s
     if absent:
         raise DataError(f"{given} has no {absent[0]}: get the whole of {ARCHIVE}")
     meta = load_arrays(contents[_META], where=f"{given}, {_META}")
-    classes = [_text(name) for name in _field(meta, "label_names", given, _META)]
+    named = _field(meta, "label_names", given, _META)
+    if not isinstance(named, list) or len({_text(name) for name in named}) != len(named):
+        raise DataError(f"{given}, {_META} does not hold a list of different class names: get {ARCHIVE} again")
+    classes = [_text(name) for name in named]
     arrays = {}
     for split, names in _BATCHES.items():
         batches = [_batch(given, name, contents[name], len(classes)) for name in names]
@@ -137,8 +140,10 @@ def _read(given: Path, contents: Mapping[str, bytes]) -> tuple[list[str], dict[s
 def _batch(given: Path, name: str, content: bytes, classes: int) -> tuple[np.ndarray, list[int]]:
     batch = load_arrays(content, where=f"{given}, {name}")
     pixels, labels = _field(batch, "data", given, name), _field(batch, "labels", given, name)
-    shape_is_right = isinstance(pixels, np.ndarray) and pixels.shape == (len(labels), 3 * _SIDE**2)
-    if not shape_is_right or pixels.dtype != np.uint8 or not all(type(n) is int and 0 <= n < classes for n in labels):
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    are_labels = isinstance(labels, list) and all(type(n) is int and 0 <= n < classes for n in labels)
+    are_pixels = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not are_labels or not are_pixels or pixels.shape != (len(labels), 3 * _SIDE**2):
         raise DataError(f"{given}, {name} does not hold images of 32 x 32 pixels and their labels: get {ARCHIVE} again")
     return pixels, labels
 

@@ -66,7 +66,7 @@ def _recognise(folder: Path) -> str:
         "official": any((folder / name).exists() for name in (TRAIN, VAL)),
         "kaggle": kaggle_folder(folder) is not None,
         "webdataset": any(find_shards(folder).values()),
-        "tree": (folder / "train").is_dir() and (folder / "val").is_dir(),
+        "tree": (folder / "train").is_dir() and (folder / "val").is_dir() and not any(find_shards(folder).values()),
     }
     fitting = [name for name, fits in found.items() if fits]
     if not fitting:

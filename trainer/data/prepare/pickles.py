@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy._core.multiarray import _reconstruct
+from numpy._core.numeric import _frombuffer
 
 from trainer.data.faults import one_line
 from trainer.errors import DataError
@@ -18,9 +19,12 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): codecs.encode,
 }
-"""All that a pickled array of numbers needs; `_codecs.encode` is how Python 3 writes bytes for Python 2."""
+"""All that a pickled array of numbers needs; `_codecs.encode` is how Python 3 writes bytes for Python 2,
+`_frombuffer` how it writes arrays from protocol 5 on."""
 
 
 class _Arrays(pickle.Unpickler):

@@ -74,6 +74,8 @@ def store(
     try:
         complete = _complete(root, settings)
         if complete is not None:
+            if expect is not None:
+                expect.check_counts(str(root), complete.samples)
             return complete
         if expect is not None and source.counts is not None:
             expect.check_counts(source.what, source.counts)

@@ -227,7 +227,7 @@ def members(file: Readable, where: str, *, place: Place = "byte {}".format) -> I
                     yield Member(info.name, file, info.offset_data, info.size, here)
             at = archive.offset
             file.seek(at)
-            _check_end(file.read(tarfile.BLOCKSIZE) or b"")
+            _check_end(file)
     except DataError:
         raise
     except Exception as error:  # tarfile lets many kinds out of a damaged header
@@ -241,12 +241,17 @@ def _check_kind(info: tarfile.TarInfo, where: str) -> None:
         raise DataError(f"{where} is a link or no plain file: pack the archive again without links")
 
 
-def _check_end(block: bytes) -> None:
-    # Tarfile takes a damaged header for the end of an archive, which really is a block of zeros.
+def _check_end(file: Readable) -> None:
+    # Tarfile takes a damaged header for the end of an archive, and one of zeros, which a lost block of a disk leaves,
+    # is what an archive really ends with. After the end of a whole one come zeros to the end of the file.
+    block = file.read(tarfile.BLOCKSIZE) or b""
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it ends here, without an end mark")
     if any(block):
         raise tarfile.ReadError("no header can be read here")
+    while block := file.read(_BUFFER) or b"":
+        if block.count(0) < len(block):
+            raise tarfile.ReadError("zeros stand where a header should, and more follows")
 
 
 def nested(member: Member, outer: Place = "byte {}".format) -> Iterator[Member]:

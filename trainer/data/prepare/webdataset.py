@@ -15,7 +15,9 @@ from trainer.data.prepare.source import Item
 from trainer.data.prepare.tars import Member, OnePass, members
 from trainer.errors import DataError
 
-_SHARD = re.compile(r"(?:.*[-_.])?(train|val|valid|validation)[-_.]?\d+(?:[-_.].*)?\.tar")
+_SHARD = re.compile(r"(?:.*[-_.])?(train|val|valid|validation)[-_.]?\d+(?:[-_.].*)?\.tar", re.IGNORECASE)
+_SHARD_IN_FOLDER = re.compile(r"(?!n\d{8}\.).*\d\.tar", re.IGNORECASE)
+_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
 _OFFICIAL = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})")
 _WITH_SYNSET = re.compile(r"(.+)_(n\d{8})")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -24,12 +26,14 @@ _MIB = 1 << 20
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, by name."""
+    """The tar files of each split: `*train-0000.tar` and the like, or numbered ones in folders of the splits' names."""
     found: dict[str, list[Path]] = {"train": [], "val": []}
     for file in sorted(folder.glob("*.tar")):
         match = _SHARD.fullmatch(file.name)
         if match:
-            found["train" if match[1] == "train" else "val"].append(file)
+            found[_FOLDERS[match[1].lower()]].append(file)
+    for name, split in _FOLDERS.items():
+        found[split] += [f for f in sorted((folder / name).glob("*.tar")) if _SHARD_IN_FOLDER.fullmatch(f.name)]
     return found
 
 
@@ -163,8 +167,11 @@ def _add(sample: _Sample, member: Member, extension: str) -> None:
         except (ValueError, RecursionError):
             raise DataError(f"{member.where} is no JSON: mend it") from None
         sample.about = about if isinstance(about, dict) else {}
-        if sample.number is None and isinstance(sample.about.get("label"), int):
-            sample.number = sample.about["label"]
+        label = sample.about.get("label")
+        if isinstance(label, str) and not _NUMBER.fullmatch(label):
+            sample.label = sample.label or label
+        elif isinstance(label, int | str) and not isinstance(label, bool) and sample.number is None:
+            sample.number = int(label)
 
 
 class _ClassNames:
@@ -206,13 +213,15 @@ class _ClassNames:
 
 
 def webdataset(folder: Path) -> ShardSource:
-    """The tar files `*train-0000.tar` and `*val-0000.tar` of a folder.
+    """The tar files `*train-0000.tar` and `*val-0000.tar` of a folder, or `train/0000.tar` and `val/0000.tar`.
 
     Raises:
         DataError: there are none of a split.
     """
     shards = find_shards(folder)
     for split, files in shards.items():
+        if not files and any(folder.glob("*.tar.gz")):
+            raise DataError(f"{folder} has no {split}-*.tar, but compressed ones: unpack these with gunzip")
         if not files:
             raise DataError(f"{folder} has no {split}-*.tar: put the tar files of both splits there")
     listed = next((folder / name for name in _LISTS if (folder / name).is_file()), None)
