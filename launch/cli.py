@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Train binary neural networks on ImageNet with the ReSTE estimator, on one device or many.",
     epilog="First steps: `reste prepare digits data/digits`, then `reste train configs/quickstart.yaml --nproc 2`.",
 )
 track_app = typer.Typer(no_args_is_help=True, help="MLflow, after the run.")
@@ -36,6 +36,21 @@ app.add_typer(study_app, name="study")
 app.add_typer(slurm_app, name="slurm")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(track_app, name="track")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"reste-trainer {version('reste-trainer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def reste(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train binary neural networks on ImageNet with the ReSTE estimator, on one device or many."""
 
 
 @app.command()
@@ -56,8 +71,8 @@ def train(
 
     Under torchrun, srun or deepspeed this process *is* a rank; otherwise it starts the ranks of this machine.
 
-    Exit codes: 0 finished, 2 bad configuration or input, 3 data, 4 loss not finite, 5 no progress within the time-out,
-    85 stopped on request with a checkpoint saved.
+    Exit codes: 0 finished, 1 a bug or a killed rank, 2 bad configuration or input, 3 data, 4 loss not finite,
+    5 no progress within the time-out, 85 stopped on request with a checkpoint saved, 130 stopped at once.
 
     Examples: `reste train configs/quickstart.yaml --nproc 2`, `reste train configs/imagenet/resnet18_reste.yaml
     data.root=/data/imagenet --dry-run`, `torchrun --nproc-per-node 8 -m trainer configs/imagenet/resnet18_reste.yaml`.
@@ -73,6 +88,25 @@ def train(
         print_plan(config, values, local.world_size(nproc))
         return
     raise typer.Exit(local.train(config, values, nproc))
+
+
+@app.command()
+def config(
+    prefix: Annotated[str, typer.Argument(help="A key or a group of keys, e.g. train; all by default.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all keys as docs/configuration.md.")] = False,
+) -> None:
+    """Every key of a configuration: what it takes, its default, what it is for.
+
+    Examples: `reste config`, `reste config optim`, `reste config batchnorm.sync`.
+    """
+    if markdown:
+        from trainer.reference import markdown as page
+
+        print(page(), end="")
+        return
+    from launch.config import print_keys
+
+    print_keys(prefix)
 
 
 @app.command()

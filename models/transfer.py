@@ -104,7 +104,7 @@ def _require_equivalence(model: nn.Module, estimator: str) -> None:
                 f"{name}: decouple gives each copy the input of the one, which {layer.activation_quantizer.name} does "
                 "not do channel by channel: use quantizer.activation=none or shift"
             )
-        if layer.weight_bits == 1 and len(layer.weight_estimator.values) > 2:
+        if layer.weight_estimator is not None and len(layer.weight_estimator.values) > 2:
             raise ValueError(
                 f"{name}: decouple halves weights, which changes the level of one of several: give weights an "
                 "estimator of two values (estimator.weights)"

@@ -180,7 +180,7 @@ def _joined(problems: list[Any]) -> Any:
 
 def _describe(key: str, problem: Any, known_keys: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest(key, known_keys)}"
+        return f"unknown key {key}{suggest(key, known_keys)}"
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return message
@@ -191,9 +191,10 @@ def _short(text: str) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _suggest(key: str, known_keys: list[str]) -> str:
+def suggest(key: str, known_keys: list[str]) -> str:
+    """What an unknown key may have been meant to be, as the end of a message."""
     same_leaf = [known for known in known_keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known_keys, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near[:3])}?"
-    return "; `reste train CONFIG --dry-run` prints every key of a valid configuration"
+    return "; `reste config` prints every key"

@@ -142,7 +142,7 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
 
 def _refuse_another_network(official: Official, file: Path, name: str) -> None:
     """Names and shapes of tensors do not tell all networks apart, with or without signs; what the file says does."""
-    said = official.facts.get("model")
+    said = official.facts.get("model", name)
     ours = _OURS.get(said, (said,)) if said in (*_OURS, *KNOWN) else (name,)
     if name not in ours:
         raise ConfigError(f"{file} says that it holds the official {said}: use --model {' or '.join(ours)}")

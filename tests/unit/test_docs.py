@@ -12,6 +12,7 @@ import typer.main
 
 from launch.cli import app
 from trainer.config import MAY_CHANGE, Config, load_config, schema_keys
+from trainer.reference import keys, markdown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,3 +142,9 @@ def test_what_may_change_on_a_resume_is_listed() -> None:
     text = " ".join(prose(ROOT / "docs" / "resume.md").split())
     for key in MAY_CHANGE:
         assert f"all of `{key[:-1]}`" in text if key.endswith(".") else key in told, key
+
+
+def test_the_page_of_all_keys_is_what_the_command_prints() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == markdown()
+    assert {key.name for key in keys()} >= {"train.batch_size", "batchnorm.sync", "data.synthetic.samples", "stages"}
+    assert [key.name for key in keys("batchnorm")] == ["batchnorm.sync", "batchnorm.momentum"]

@@ -17,6 +17,9 @@ from trainer.errors import ConfigError
 from trainer.export.frozen import freeze
 from trainer.export.program import FACTS_FILE, Deployed
 
+OPSET = 23
+"""The newest that onnxruntime 1.23, the oldest supported, runs; what torch takes by itself is older."""
+
 
 def write_onnx(model: nn.Module, facts: Deployed, path: Path) -> Path:
     """Write a network in eval mode, in float32, checked by ONNX's own checker; whole or not at all.
@@ -54,6 +57,7 @@ def as_onnx(model: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
             dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
             input_names=["images"],
             output_names=["logits"],
+            opset_version=OPSET,
             verbose=False,
         )
     assert program is not None

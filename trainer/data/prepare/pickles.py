@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy._core.multiarray import _reconstruct
-from numpy._core.numeric import _frombuffer
+from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 
 from trainer.data.faults import one_line
 from trainer.errors import DataError
