@@ -7,8 +7,9 @@ The reader is torch's own operators on +-1: slow, obvious, and equal to the trai
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from trainer.export.sound import fault
 from trainer.export.steps import Step, Tensors, parts_of, trace_steps
 from trainer.export.threads import one_thread
 
+SMALL = 2**16
+"""Weights of a convolution that stays float32 in a file of 16 bits."""
 FORMAT = "reste-packed-1"
 Operation = Callable[..., Tensor]
 """Computes a step from it, the tensors of its layer by part, and the values it names."""
@@ -62,8 +65,9 @@ def pack(model: nn.Module, facts: Deployed, *, half: bool = False) -> Packed:
     Args:
         model: the network.
         facts: of the checkpoint it comes from.
-        half: keep the weights of full-precision layers in 16 bits, but for those that read the images: every sign
-            comes after them. All else that is not a bit stays float32: it is a hundredth of the file and decides signs.
+        half: keep the weights of full-precision layers in 16 bits, but for those that read the images, and for
+            convolutions of fewer than `SMALL` weights: many signs come after these, and they are a small part of the
+            file. All else that is not a bit stays float32, too: it is a hundredth of the file and decides signs.
 
     Raises:
         ConfigError: it has no binary layer, or something that cannot be packed exactly.
@@ -76,8 +80,12 @@ def pack(model: nn.Module, facts: Deployed, *, half: bool = False) -> Packed:
     if bad:
         raise ConfigError(f"{bad[0]} holds values that are not finite: export another checkpoint")
     if half:
-        for name in [s["layer"] for s in steps if s["op"] in ("conv2d", "linear") and "images" not in s["inputs"]]:
-            tensors |= {f"{name}.{part}": t for part, t in to_16_bits(tensors[f"{name}.weight"]).items()}
+        for step in steps:
+            if step["op"] in ("conv2d", "linear") and "images" not in step["inputs"]:
+                weight = f"{step['layer']}.weight"
+                if step["op"] == "linear" or tensors[weight].numel() >= SMALL:
+                    rounded = to_16_bits(tensors[weight])
+                    tensors |= {f"{step['layer']}.{part}": tensor for part, tensor in rounded.items()}
     return Packed(steps, tensors, facts)
 
 
@@ -107,8 +115,18 @@ def write_packed(packed: Packed, path: Path) -> Path:
         "steps": json.dumps(packed.steps),
         "deployed": json.dumps(asdict(packed.facts)),
     }
+    about["sha256"] = _digest(about, packed.tensors)
     content = safetensors.torch.save({name: t.contiguous() for name, t in packed.tensors.items()}, about)
     return replace_file(path, content)
+
+
+def _digest(about: Mapping[str, str], tensors: Tensors) -> str:
+    """SHA-256 over steps and facts as they are in the file, and the name and bytes of every tensor, by name."""
+    digest = hashlib.sha256((about["steps"] + about["deployed"]).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_packed(path: Path) -> Packed:
@@ -128,6 +146,8 @@ def read_packed(path: Path) -> Packed:
         found = fault(steps, tensors)
         if found:
             raise ValueError(found)
+        if about["sha256"] != _digest(about, tensors):
+            raise ValueError("its content is not what was written")
         return Packed(steps, tensors, TypeAdapter(Deployed).validate_json(about["deployed"]))
     except (OSError, SafetensorError, ValidationError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
