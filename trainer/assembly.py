@@ -390,6 +390,7 @@ def create_recorder(
         enabled=collectives.is_main(),
         total_steps=plan.end_step,
         steps_per_epoch=plan.steps_per_epoch,
+        eval_every=plan.eval_every,
         print_s=config.log.print_s,
     )
     recorder.begin(

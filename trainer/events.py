@@ -83,14 +83,16 @@ def evaluate_and_log(run: Run) -> bool:
 
     A request to stop cuts it short: it stays due then, and the next life makes it again from its beginning.
     """
+    samples = len(run.eval_order.index)
+    batches = run.stopper.until_asked(run.eval_loader.load(run.eval_order.plans()))
     with run.feed.paused():
         average_statistics(run.evaluated_model)
         try:
             evaluation = evaluate(
                 run.evaluated_model,
-                run.stopper.until_asked(run.eval_loader.load(run.eval_order.plans())),
+                run.recorder.evaluating(batches, samples),
                 run.pixels,
-                samples=len(run.eval_order.index),
+                samples=samples,
                 autocast=run.autocast,
             )
         except EvaluationCut:

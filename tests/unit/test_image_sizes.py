@@ -178,7 +178,7 @@ def test_kernels_for_a_gpu_are_refused_on_a_cpu() -> None:
 def test_both_sizes_of_uneven_micro_batches_are_compiled(tmp_path: Path) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
-    made = ("data.loader=synthetic", "data.synthetic={samples: 32, classes: 4}", "tracking.enabled=false")
+    made = ("data.loader=synthetic", "data.synthetic={samples: 28, classes: 4}", "tracking.enabled=false")
     size = ("train.batch_size=14", "train.accumulation=4", "train.compile=true", "train.max_steps=1", "eval.every=0")
     place = (f"run.dir={tmp_path}", "run.name=x", "log.indicators_every=0", "data.image_size=16")
     config = load_config(Path(__file__).parents[2] / "configs" / "quickstart.yaml", [*made, *size, *place])

@@ -152,3 +152,35 @@ def test_no_control_characters_reach_a_log_file() -> None:
         progress.update(4, epoch=1, loss=0.5)
         progress.note("saved")
     assert all(character.isprintable() or character == "\n" for character in stream.getvalue())
+
+
+def test_the_eta_has_the_evaluations_to_come_and_the_pace_has_none() -> None:
+    clock = Clock()
+    progress = Progress(100, epochs=4, eval_every=30, enabled=False, clock=clock)
+    for step in range(1, 31):
+        clock.now += 2.0
+        progress.update(step, epoch=1)
+    clock.now += 50.0
+    progress.evaluated(50.0)
+    clock.now += 2.0
+    progress.update(31, epoch=2)
+    # After steps 60, 90 and 100.
+    assert progress.eta_s == pytest.approx(69 * 2.0 + 3 * 50.0)
+    for step in range(32, 100):
+        clock.now += 2.0
+        progress.update(step, epoch=2)
+    assert progress.eta_s == pytest.approx(2.0 + 50.0)
+
+
+def test_an_evaluation_shows_how_far_it_is() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(4, epochs=1, interval_s=5, stream=stream, clock=clock)
+    progress.update(4, epoch=1)
+    for done in range(1, 11):
+        clock.now += 1
+        progress.evaluating(done / 10)
+    progress.evaluated(10.0)
+    progress.finish()
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == [f"step 4/4  epoch 1/1{more}" for more in ("", "  evaluating 50 %", "  evaluating 100 %")]
+    assert lines[3] == "step 4/4  epoch 1/1"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -18,7 +18,7 @@ _WINDOW = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What one line shows; None is left out. `top1` in percent, `data_wait` in [0, 1], `eta_s` in seconds."""
+    """What one line shows; None is left out. `top1` in percent, `data_wait`, `evaluated` in [0, 1], `eta_s` seconds."""
 
     step: int
     total_steps: int
@@ -28,6 +28,7 @@ class Moment:
     top1: float | None = None
     images_per_s: float | None = None
     data_wait: float | None = None
+    evaluated: float | None = None
     eta_s: float | None = None
 
 
@@ -54,6 +55,8 @@ def format_line(moment: Moment) -> str:
         parts.append(f"{moment.images_per_s:.0f} images/s")
     if moment.data_wait is not None:
         parts.append(f"data wait {100 * moment.data_wait:.0f} %")
+    if moment.evaluated is not None:
+        parts.append(f"evaluating {100 * moment.evaluated:.0f} %")
     if moment.eta_s is not None:
         parts.append(f"ETA {format_duration(moment.eta_s)}")
     return "  ".join(parts)
@@ -71,6 +74,7 @@ class Progress:
         total_steps: int,
         *,
         epochs: int,
+        eval_every: int = 0,
         enabled: bool = True,
         interval_s: float = 5.0,
         stream: TextIO | None = None,
@@ -81,6 +85,7 @@ class Progress:
         Args:
             total_steps: Steps of the whole run.
             epochs: Epochs of the whole run.
+            eval_every: Steps between evaluations; the last step is followed by one in any case. 0: never before.
             enabled: False on every rank but 0.
             interval_s: Seconds between two plain lines.
             stream: Where to write; `sys.stdout` if None.
@@ -88,6 +93,8 @@ class Progress:
         """
         self._total_steps = total_steps
         self._epochs = epochs
+        self._eval_every = eval_every
+        self._evaluation_s = 0.0
         self._enabled = enabled
         self._interval_s = interval_s
         self._stream = stream or sys.stdout
@@ -100,11 +107,36 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the pace of the last minute or so; None before there is one."""
+        """Seconds to go at the pace of the last minute or so, and as long for each evaluation as the last one took.
+
+        None before there is a pace.
+        """
         if len(self._pace) < 2:
             return None
         (began, first), (now, last) = self._pace[0], self._pace[-1]
-        return (self._total_steps - last) * (now - began) / (last - first) if last > first else None
+        if last == first:
+            return None
+        steps_s = (self._total_steps - last) * (now - began) / (last - first)
+        return steps_s + self._evaluations_after(last) * self._evaluation_s
+
+    def _evaluations_after(self, step: int) -> int:
+        if not self._eval_every:
+            return int(step < self._total_steps)
+        return -(-self._total_steps // self._eval_every) - step // self._eval_every
+
+    def evaluating(self, share: float) -> None:
+        """Show how much of an evaluation is done, in [0, 1]."""
+        if self._moment is not None:
+            self._moment = replace(self._moment, evaluated=share)
+            if self._enabled:
+                self._show(self._clock())
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation is over that took so long; it is not counted against the pace of steps."""
+        self._evaluation_s = seconds
+        self._pace = deque(((at + seconds, step) for at, step in self._pace), maxlen=_WINDOW)
+        if self._moment is not None:
+            self._moment = replace(self._moment, evaluated=None, eta_s=self.eta_s)
 
     def update(
         self,
@@ -150,7 +182,7 @@ class Progress:
             self._draw(self._bar)
             self._bar.stop()
             self._bar = None
-        elif self._enabled and self._moment is not None and self._moment is not self._shown:
+        elif self._enabled and self._moment is not None and self._moment != self._shown:
             self._print(self._clock())
 
     def __enter__(self) -> Self:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config_schema import TrackingConfig
 from trainer.config_source import read_source
+from trainer.data.batch import Batch
 from trainer.errors import DataError
 from trainer.report import keep_report
 from trainer.tracking.files import write_json
@@ -35,11 +36,19 @@ class Recorder:
         enabled: False on every rank but 0.
         total_steps: where the run ends.
         steps_per_epoch: steps in one epoch.
+        eval_every: steps between evaluations, 0 for one at the end.
         print_s: seconds between progress lines, and between updates of status.json.
     """
 
     def __init__(
-        self, directory: Path, *, enabled: bool, total_steps: int, steps_per_epoch: int, print_s: float
+        self,
+        directory: Path,
+        *,
+        enabled: bool,
+        total_steps: int,
+        steps_per_epoch: int,
+        eval_every: int = 0,
+        print_s: float,
     ) -> None:
         self.directory = directory
         self.enabled = enabled
@@ -48,7 +57,11 @@ class Recorder:
         self._print_s = print_s
         self._journal = Journal(directory / "journal.jsonl" if enabled else None)
         self._progress = Progress(
-            total_steps, epochs=-(-total_steps // steps_per_epoch), enabled=enabled, interval_s=print_s
+            total_steps,
+            epochs=-(-total_steps // steps_per_epoch),
+            eval_every=eval_every,
+            enabled=enabled,
+            interval_s=print_s,
         )
         self._sender: MlflowSender | None = None
         self._metrics: dict[str, float] = {}
@@ -148,6 +161,15 @@ class Recorder:
         """A step is done."""
         self._step = step
         self._progress.update(step, epoch=self._epoch())
+
+    def evaluating(self, batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+        """The batches of an evaluation of so many samples over all ranks; shows how far it is, and how long it took."""
+        began, seen = time.monotonic(), 0
+        for batch in batches:
+            yield batch
+            seen += batch.plan.global_count
+            self._progress.evaluating(seen / samples)
+        self._progress.evaluated(time.monotonic() - began)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Journal metrics under their names; show the training ones, and refresh status.json now and then."""
