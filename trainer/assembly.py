@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,24 +107,9 @@ def _build(
     watchdog: Watchdog,
     undo: ExitStack,
 ) -> Run:
-    collectives.check_equal("run folder", str(config.run_dir))
-    collectives.check_equal("configuration", config_digest(config))
-    with collectives.agreed_errors():
-        check_ranks(config, environment.world_size)
-        resolve_uri(config.tracking.uri, config.run_dir)
-        faults = Faults.from_environment(os.environ, config.run_dir, environment.rank)
-        data = datasets.open_datasets(config)
-        order, eval_order = create_orders(config, data, environment)
-        plan = make_plan(config, order.steps_per_epoch, device)
-        settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
-        model = create_network(config, data.classes, device, weights_follow=True)
-        inherited = None if config.model.init is None else load_initial_weights(model, config)
-        teacher = None if config.distill.teacher is None else load_teacher(config, data.classes, device)
-    collectives.check_equal("data set", data.digest)
-    digest = None if teacher is None else teacher.digest
-    collectives.check_equal("teacher", digest or "none")
-    collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
-    model, groups = share_statistics(config, environment, order, model)
+    given = _agree(config, environment, device)
+    faults, data, order, plan, teacher = given.faults, given.data, given.order, given.plan, given.teacher
+    model, groups = share_statistics(config, environment, order, given.model)
     with collectives.agreed_errors():
         trained, criterion = choose_criterion(config, model, teacher, device)
     ema = average_weights(model, config.train.ema)
@@ -132,11 +118,12 @@ def _build(
         optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device), binary_scale=scale)
         loader = datasets.create_loader(config, order, environment, device, spoiled(faults, directory=config.run_dir))
         undo.callback(loader.close)
-        eval_loader = datasets.create_loader(config, eval_order, environment, device)
+        eval_loader = datasets.create_loader(config, given.eval_order, environment, device)
         undo.callback(eval_loader.close)
     preflight(config, environment, model)
     if environment.rank == 0:
         faults.before_resuming(config.run_dir / "checkpoints")
+    digest = None if teacher is None else teacher.digest
     directory, found = resume.claim(
         config, environment, undo, data_digest=data.digest, batchnorm_groups=groups, teacher_digest=digest
     )
@@ -144,14 +131,14 @@ def _build(
     log_to_file(directory, environment.rank)
     undo.callback(watchdog.close)
     places = watchdog.attach(directory, environment.rank)
-    engine, pixels, settled_s = create_engine(config, trained, optimizer, order, environment, device, settings)
+    engine, pixels, settled_s = create_engine(config, trained, optimizer, order, environment, device, given.settings)
     undo.callback(engine.close)
     meters = Meters(device, criterion.parts)
     signs = SignMemory()
     state = resume.restore(found, model, ema, engine, meters, signs) if found else State()
     about = facts(config, data, environment, groups) | {"steps_per_epoch": plan.steps_per_epoch}
     about |= {} if digest is None else {"teacher_digest": digest}
-    recorder = create_recorder(config, directory, plan, about, found, settings, faults)
+    recorder = create_recorder(config, directory, plan, about, found, given.settings, faults)
     undo.callback(recorder.abandon)
     quarantine = SharedQuarantine(order, config.data, recorder, step=state.step)
     saver = create_saver(config, directory, faults)
@@ -159,8 +146,8 @@ def _build(
     describe(recorder, config, plan, environment, device, roles, found)
     if teacher is not None:
         recorder.note(f"learns from {teacher.name} ({', '.join(criterion.parts)})")
-    if inherited is not None and found is None:
-        tell_inherited(recorder, config, inherited)
+    if given.inherited is not None and found is None:
+        tell_inherited(recorder, config, given.inherited)
     if config.train.compile:
         log_compilation(recorder, state.step, settled_s)
     return Run(
@@ -180,7 +167,7 @@ def _build(
         pixels=pixels,
         order=order,
         feed=Feed(faults.around(loader.load(order.plans(state.step, plan.end_step))), watchdog.pulse),
-        eval_order=eval_order,
+        eval_order=given.eval_order,
         eval_loader=eval_loader,
         meters=meters,
         guard=create_guard(config, model, plan, device),
@@ -195,6 +182,53 @@ def _build(
         about=about,
         signs=signs,
     )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What configuration, data and number of ranks decide alone; nothing of it has touched the run's folder.
+
+    Attributes:
+        faults: that the run is to meet.
+        data: both splits.
+        order, eval_order: of this rank.
+        plan: durations in steps.
+        settings: what DeepSpeed is told; None for the DDP engine.
+        model: with the weights that training starts from.
+        inherited: what of them is another network's; None if nothing is.
+        teacher: that it learns from, if any.
+    """
+
+    faults: Faults
+    data: datasets.Datasets
+    order: TrainOrder
+    eval_order: EvalOrder
+    plan: Plan
+    settings: dict[str, Any] | None
+    model: nn.Module
+    inherited: Inherited | None
+    teacher: Teacher | None
+
+
+def _agree(config: Config, environment: Environment, device: torch.device) -> _Given:
+    """Make what the run is about, and see to it that all ranks make the same."""
+    collectives.check_equal("run folder", str(config.run_dir))
+    collectives.check_equal("configuration", config_digest(config))
+    with collectives.agreed_errors():
+        check_ranks(config, environment.world_size)
+        resolve_uri(config.tracking.uri, config.run_dir)
+        faults = Faults.from_environment(os.environ, config.run_dir, environment.rank)
+        data = datasets.open_datasets(config)
+        order, eval_order = create_orders(config, data, environment)
+        plan = make_plan(config, order.steps_per_epoch, device)
+        settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
+        model = create_network(config, data.classes, device, weights_follow=True)
+        inherited = None if config.model.init is None else load_initial_weights(model, config)
+        teacher = None if config.distill.teacher is None else load_teacher(config, data.classes, device)
+    collectives.check_equal("data set", data.digest)
+    collectives.check_equal("teacher", "none" if teacher is None else teacher.digest)
+    collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
+    return _Given(faults, data, order, eval_order, plan, settings, model, inherited, teacher)
 
 
 def share_statistics(
