@@ -9,15 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.study import spread
-from trainer.errors import EXIT_FINISHED
+from trainer.errors import EXIT_FINISHED, ConfigError
 from trainer.study.figure import draw_toy
 from trainer.study.toy import SLOPES, STARTS, descents, write_table
 
 
 def toy(out: Path, *, seed: int, seeds: int, steps: int, rate: float) -> int:
     """Descend from every start with every slope, write table and figure; returns the exit code of `reste study`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name a folder") from None
     found = list(descents(seed, seeds=seeds, steps=steps, rate=rate))
-    out.mkdir(parents=True, exist_ok=True)
     table_file, figure = out / "toy.csv", out / "toy.png"
     write_table(found, table_file)
     draw_toy(found, figure)

@@ -181,6 +181,18 @@ def _tell(quantizer: RandomSign, key: int, rows: Tensor) -> None:
 
 
 @contextmanager
+def _draws_kept(model: nn.Module) -> Iterator[None]:
+    """Within, `set_draws` may say what it wants; afterwards what it said before holds again."""
+    found = [module for module in model.modules() if isinstance(module, RandomSign)]
+    before = [(int(quantizer.key), quantizer.rows.clone()) for quantizer in found]
+    try:
+        yield
+    finally:
+        for quantizer, (key, rows) in zip(found, before, strict=True):
+            _tell(quantizer, key, rows)
+
+
+@contextmanager
 def sample_mode(model: nn.Module, on: bool = True) -> Iterator[None]:
     """Within: random signs of `model` are drawn in eval mode too (`on`), or not; as it was afterwards."""
     found = [module for module in model.modules() if isinstance(module, RandomSign)]
@@ -215,7 +227,7 @@ def ensemble(model: nn.Module, images: Tensor, *, members: int, seed: int, sampl
         raise ValueError(f"members must be >= 1, got {members}")
     ids = torch.arange(len(images), device=images.device) if samples is None else samples
     total: Tensor | None = None
-    with sample_mode(model):
+    with sample_mode(model), _draws_kept(model):
         for member in range(members):
             set_draws(model, seed=seed, step=member, samples=ids)
             part = widen(model(images)).softmax(-1)

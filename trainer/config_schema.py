@@ -423,6 +423,8 @@ class Config(Group):
                 raise ValueError("estimator.hold_instability steers all layers alike: use estimator.by_layer=together")
             if not float(self.log.indicators_every.removesuffix("%").removesuffix("ep")):
                 raise ValueError("estimator.hold_instability needs probes: use log.indicators_every=100")
+            if self.model.weight_bits != 1:
+                raise ValueError("estimator.hold_instability is measured on binary weights: use model.weight_bits=1")
         return self
 
     @model_validator(mode="after")

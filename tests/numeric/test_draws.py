@@ -243,6 +243,7 @@ def test_an_ensemble_is_the_mean_over_its_draws_and_leaves_no_trace():
     torch.testing.assert_close(found, sum(members) / 3)
     torch.testing.assert_close(found.sum(-1), torch.ones(6, dtype=torch.float64))
     assert torch.equal(net(x), plain)
+    assert len(net.train()(x[:4])) == 4, "nobody has said for what is drawn since"
     with pytest.raises(ValueError, match="members"):
         ensemble(net, x, members=0, seed=9)
 
