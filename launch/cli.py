@@ -190,8 +190,8 @@ def summary(
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.")]) -> None:
-    """Where a run stands: step, time to go, last metrics, last checkpoint, how it ended."""
+def status(run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits, or a folder of runs.")]) -> None:
+    """Where a run stands: step, time to go, last metrics, last checkpoint, how it ended; or a line for each run."""
     from launch.status import print_status
 
     print_status(run)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.status import print_status
 from trainer.errors import DataError
 from trainer.failures import note_failure
 from trainer.tracking.recorder import Recorder
@@ -134,3 +135,19 @@ def test_what_a_failed_rank_has_told_is_not_overwritten_by_rank_0(tmp_path: Path
     told = read_status(tmp_path)
     assert told is not None
     assert (told.state, told.exit_code, told.error) == ("failed", 3, "x.jpg of rank 1 cannot be read")
+
+
+def test_a_folder_of_runs_is_a_line_for_each_the_newest_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, state, top1 in (("b", "finished", 61.5), ("a", "running", 12.25)):
+        (tmp_path / name).mkdir()
+        write_status(tmp_path / name, state, step=3, total_steps=9, epoch=1, eta_s=70.0, metrics={"val/top1": top1})
+    (tmp_path / "no_run").mkdir()
+    print_status(tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0][:3] == ["run", "state", "step"]
+    assert lines[-2][:4] == ["b", "finished", "3/9", "61.50"]
+    assert lines[-1][:8] == ["a", "running", "3/9", "12.25", "1", "min", "10", "s"]
+    with pytest.raises(DataError, match="or a folder of runs"):
+        print_status(tmp_path / "no_run")
