@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -160,8 +161,8 @@ def _build(
         ema=ema,
         engine=engine,
         criterion=criterion,
-        learning_rate=schedule.learning_rate(config, order.steps_per_epoch),
-        power=schedule.power(config, order.steps_per_epoch),
+        learning_rate=given.learning_rate,
+        power=given.power,
         progress=schedule.progress(config, order.steps_per_epoch),
         statistics=RunningStatistics(model, schedule.statistics_share(config, order.steps_per_epoch)),
         pixels=pixels,
@@ -193,6 +194,7 @@ class _Given:
         data: both splits.
         order, eval_order: of this rank.
         plan: durations in steps.
+        learning_rate, power: after so many steps; the power also at a layer's depth.
         settings: what DeepSpeed is told; None for the DDP engine.
         model: with the weights that training starts from.
         inherited: what of them is another network's; None if nothing is.
@@ -204,6 +206,8 @@ class _Given:
     order: TrainOrder
     eval_order: EvalOrder
     plan: Plan
+    learning_rate: Callable[[int], float]
+    power: schedule.Power
     settings: dict[str, Any] | None
     model: nn.Module
     inherited: Inherited | None
@@ -221,6 +225,8 @@ def _agree(config: Config, environment: Environment, device: torch.device) -> _G
         data = datasets.open_datasets(config)
         order, eval_order = create_orders(config, data, environment)
         plan = make_plan(config, order.steps_per_epoch, device)
+        learning_rate = schedule.learning_rate(config, order.steps_per_epoch)
+        power = schedule.power(config, order.steps_per_epoch)
         settings = deepspeed_settings(config, environment.world_size) if config.engine == "deepspeed" else None
         model = create_network(config, data.classes, device, weights_follow=True)
         inherited = None if config.model.init is None else load_initial_weights(model, config)
@@ -228,7 +234,7 @@ def _agree(config: Config, environment: Environment, device: torch.device) -> _G
     collectives.check_equal("data set", data.digest)
     collectives.check_equal("teacher", "none" if teacher is None else teacher.digest)
     collectives.check_equal("engine", json.dumps([config.engine, settings], sort_keys=True))
-    return _Given(faults, data, order, eval_order, plan, settings, model, inherited, teacher)
+    return _Given(faults, data, order, eval_order, plan, learning_rate, power, settings, model, inherited, teacher)
 
 
 def share_statistics(

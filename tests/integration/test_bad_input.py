@@ -40,6 +40,7 @@ WRONG_VALUES = {
     "model.num_classes=3": (2, "leave it null"),
     "tracking={enabled: true, uri: file:/tmp/x}": (2, "sqlite:///"),
     "resume=nothing": (2, "no checkpoint"),
+    "optim={schedule: reference, warmup: 20ep}": (2, "optim.warmup"),
     f"run.dir={QUICK}": (2, "is a file, not a folder"),
 }
 
