@@ -108,8 +108,8 @@ slurm_app.command(
 )(job)
 slurm_app.command(
     "submit",
-    help="Submit the script that `reste slurm render` prints; it is kept with its output in `slurm/` of the run's folder."
-    + _SITE,
+    help="Submit the script that `reste slurm render` prints; it is kept with its output in `slurm/` of the run's "
+    "folder." + _SITE,
     epilog="Example: `reste slurm submit configs/imagenet/resnet18_reste.yaml data.root=/data/imagenet --nodes 8 "
     "--gpus-per-node 8 --time 24:00:00`. Of a study: `... --seeds 3 --case 'published:' "
     "--case 'steep: estimator.o_end=5'`.",
