@@ -62,7 +62,7 @@ class Registry(Generic[T]):
             types = {}
         for option, value in options.items():
             if not _is_of(value, types.get(option, Any)):
-                raise ValueError(f"{option} must be {_in_words(types[option])}, got {value!r}")
+                raise ValueError(f"{option} must be {_in_words(types[option])} got {value!r}")
         made: T = cls(*arguments, **options)
         return made
 
@@ -89,6 +89,6 @@ def _is_of(value: object, wanted: Any) -> bool:
 
 def _in_words(wanted: Any) -> str:
     if get_origin(wanted) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(wanted))
+        return f"one of {', '.join(map(str, get_args(wanted)))};"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return words.get(wanted, str(wanted))
+    return f"{words[wanted]},"
