@@ -20,7 +20,7 @@ from trainings import QUICK, ROOT, SMALL, losses, train_here
 from trainer.study.methods import find_methods
 from trainer.study.sweep import keys_of, written
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 STEPS = 4
 METHODS = {case.name: case.overrides for case in find_methods(ROOT / "configs" / "methods")}
 METHODS["dsq_learned"] = (*METHODS["dsq"], "estimator.options={learn: true}")
@@ -73,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = [command(folder, row, "whole", STEPS) for row in ROWS]
     first += [command(folder, row, "parted", STEPS // 2) for row in continued]
     for commands in (first, [command(folder, row, "parted", STEPS) for row in continued]):
-        codes = run_ranks(train_captured, 2, str(QUICK), *commands, timeout_s=1100, join=False)
+        codes = run_ranks(train_captured, 2, str(QUICK), *commands, timeout_s=2400, join=False)
         assert codes == [[0] * len(commands)] * 2
     return folder
 
