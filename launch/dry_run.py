@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from models import summarize
-from reste import create_estimator
+from reste import power_layers
 from trainer import schedule
 from trainer.assembly import make_plan
 from trainer.config import Config
@@ -65,7 +66,9 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
     """The plan as pairs of a name and a sentence."""
     check_ranks(config, world)
     train, val, classes, source = _sizes(config)
-    rows = [("data", source), ("model", _model(config, classes)), ("batch", _batch(config, world))]
+    count = config.model.num_classes or classes or 1000
+    model = instantiate(config, count)
+    rows = [("data", source), ("model", _model(config, model, count)), ("batch", _batch(config, world))]
     rows.append(("batch norm", _batchnorm(config, world)))
     rows += _from_others(config)
     if config.data.image_size_schedule:
@@ -74,7 +77,7 @@ def plan_rows(config: Config, world: int) -> list[tuple[str, str]]:
         datasets.check_batch(config, train)
         steps = train // config.train.batch_size if config.train.drop_last else -(-train // config.train.batch_size)
         plan = make_plan(config, steps, torch.device("cpu"))
-        rows += [("steps", _steps(plan, config)), *_schedules(config, plan)]
+        rows += [("steps", _steps(plan, config)), *_schedules(config, plan, has_power=bool(power_layers(model)))]
     device = f"{torch.cuda.device_count()} GPUs here" if torch.cuda.is_available() else "CPU (no GPU here)"
     rows.append(("ranks", f"{world} on {device}, engine {config.engine}, {config.train.precision}"))
     if config.engine == "deepspeed":
@@ -96,9 +99,7 @@ def _sizes(config: Config) -> tuple[int | None, int | None, int | None, str]:
     return *sizes, f"{where}: {sizes[0]} training and {sizes[1]} validation images, {sizes[2]} classes"
 
 
-def _model(config: Config, classes: int | None) -> str:
-    count = config.model.num_classes or classes or 1000
-    model = instantiate(config, count)
+def _model(config: Config, model: nn.Module, count: int) -> str:
     check_image_sizes(config, model)
     found = summarize(model, config.data.image_size)
     return (
@@ -160,7 +161,7 @@ def _steps(plan: Plan, config: Config) -> str:
     )
 
 
-def _schedules(config: Config, plan: Plan) -> list[tuple[str, str]]:
+def _schedules(config: Config, plan: Plan, *, has_power: bool) -> list[tuple[str, str]]:
     points = sorted({0, plan.total_steps // 4, plan.total_steps // 2, plan.total_steps - 1})
     rate = schedule.learning_rate(config, plan.steps_per_epoch)
     power = schedule.power(config, plan.steps_per_epoch)
@@ -168,7 +169,6 @@ def _schedules(config: Config, plan: Plan) -> list[tuple[str, str]]:
     def at_points(values: Callable[[int], float]) -> str:
         return ", ".join(f"step {step}: {values(step):.4g}" for step in points)
 
-    has_power = create_estimator(config.estimator.name, **config.estimator.options).has_power
     return [("learning rate", at_points(rate)), *([("power", at_points(power))] if has_power else [])]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import models
 from models.transfer import TRANSFERS, Inherited
-from reste import create_estimator, list_quantizers, set_progress
+from reste import create_estimator, list_quantizers, power_layers, set_progress
 from reste.estimators import option_names
 from trainer import checkpoint, checkpoints, schedule
 from trainer.config import Config, load_config
@@ -81,9 +81,14 @@ def instantiate(config: Config, num_classes: int) -> nn.Module:
     if model.name in models.MODELS:
         choices = binarization(config)
         try:
-            return timm.create_model(model.name, num_classes=num_classes, **choices)
+            made = timm.create_model(model.name, num_classes=num_classes, **choices)
         except ValueError as error:
             raise ConfigError(f"model.name={model.name}: {error}") from None
+        if config.estimator.hold_instability is not None and not power_layers(made):
+            raise ConfigError(
+                f"estimator.hold_instability steers a power, and {config.estimator.name} has none: use reste, or null"
+            )
+        return made
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, [*models.MODELS, *timm.list_models()], n=3, cutoff=0.4)
         raise ConfigError(
@@ -142,7 +147,7 @@ def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: the estimator or an option of `estimator.options` is unknown (the nearest names are offered), an
-            option is set in two places or out of its range, or a power is to be steered that is not there.
+            option is set in two places or out of its range.
     """
     known = _option_names("estimator.name", config.name)
     short = {"threshold": config.threshold, "knee": config.knee, "normalize": config.normalize}
@@ -152,10 +157,7 @@ def estimator_options(config: EstimatorConfig, numerics: str) -> dict[str, Any]:
         del given[name]
     if twice := sorted(given.keys() & config.options.keys()):
         raise ConfigError(f"estimator.{twice[0]} and estimator.options.{twice[0]} are both set: keep one of them")
-    usable = _usable("estimator", config.name, config.options | given, numerics)
-    if config.hold_instability is not None and not create_estimator(config.name, **usable).has_power:
-        raise ConfigError(f"estimator.hold_instability steers a power, and {config.name} has none: use reste, or null")
-    return usable
+    return _usable("estimator", config.name, config.options | given, numerics)
 
 
 def _option_names(key: str, name: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from launch import summary
+from launch.dry_run import plan_rows
 from models.binarization import Binarization
 from reste import binary_layers, create_estimator, list_estimators, list_quantizers, list_scalings
 from trainer.config import load_config
@@ -104,6 +105,14 @@ def test_an_option_of_a_method_that_cannot_be_meant_is_refused_in_one_line(overr
     with pytest.raises(ConfigError, match=re.escape(says)) as caught:
         instantiate(load_config(QUICKSTART, [*plain, *overrides]), 10)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_power_is_planned_and_may_be_steered_wherever_some_layer_has_one():
+    made = ["data.loader=synthetic", "estimator.name=approx_sign", "log.indicators_every=10"]
+    weights = [*made, "estimator.weights=reste", "estimator.hold_instability=1e-4"]
+    assert "power" in dict(plan_rows(load_config(QUICKSTART, weights), 1))
+    assert "power" not in dict(plan_rows(load_config(QUICKSTART, made), 1))
 
 
 def test_options_of_a_quantiser_that_no_side_uses_are_told():

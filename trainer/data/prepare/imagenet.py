@@ -62,11 +62,12 @@ def open_imagenet(folder: Path, layout: str | None, *, expect: Expectation | Non
 
 
 def _recognise(folder: Path) -> str:
+    has_shards = any(find_shards(folder).values())
     found = {
         "official": any((folder / name).exists() for name in (TRAIN, VAL)),
         "kaggle": kaggle_folder(folder) is not None,
-        "webdataset": any(find_shards(folder).values()),
-        "tree": (folder / "train").is_dir() and (folder / "val").is_dir() and not any(find_shards(folder).values()),
+        "webdataset": has_shards,
+        "tree": (folder / "train").is_dir() and (folder / "val").is_dir() and not has_shards,
     }
     fitting = [name for name, fits in found.items() if fits]
     if not fitting:
