@@ -17,6 +17,7 @@ from trainings import QUICK, SMALL, reste
 from trainer.config import load_config
 from trainer.data.index import load_index
 from trainer.data.prepare.folder import prepare_folder
+from trainer.distributed.board import open_board
 from trainer.distributed.environment import resolve_environment
 from trainer.doctor.check import Check, Context
 from trainer.doctor.data import IMAGES_DECODED, INDEX
@@ -58,6 +59,8 @@ CHECKS["crash"] = Check("crash", crash_on_rank_1, _fine, "mend it")
 def ask(rounds: list[tuple[list[str], list[str], list[str]]]) -> list[tuple[int, dict[str, Any] | None]]:
     """Examine once for each round of check names, overrides, and further overrides of rank 1."""
     answers = []
+    # The store of all rounds: a rank that is early for the next one would otherwise come to a store that is closing.
+    store = open_board(resolve_environment(os.environ), timeout_s=60).store
     for number, (names, overrides, of_rank_1) in enumerate(rounds):
         # A board of its own for each round, as for each start of torchrun's.
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
@@ -71,6 +74,7 @@ def ask(rounds: list[tuple[list[str], list[str], list[str]]]) -> list[tuple[int,
         join_s = 3 if of_rank_1 == [ABSENT] else 60
         code = examine(config, environment, reports.append, checks=[CHECKS[name] for name in asked], join_s=join_s)
         answers.append((code, reports[0].to_json() if reports else None))
+    del store
     return answers
 
 
