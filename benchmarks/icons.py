@@ -8,14 +8,17 @@ mirror images.
     apt-get install oxygen-icon-theme gnome-icon-theme tango-icon-theme
     python benchmarks/icons.py data/icons
 
-makes four data sets of these icons in `data/icons`, each with train and val. Whoever compares methods takes `final` and
+makes five data sets of these icons in `data/icons`, each with train and val. Whoever compares methods takes `final` and
 `choose`, whose val is a part of final's training images. Whoever claims that a recipe is better takes `tune` to find it
-and `sealed` to report it: nothing else is ever evaluated on sealed's val.
+and `sealed` to report it: nothing else is ever evaluated on sealed's val. Whoever compares one evaluation of a run with
+another takes `shifted`, where each of final's test images is there five times, four of them moved as training moves its
+own: less of a difference is chance.
 """
 
 from __future__ import annotations
 
 import hashlib
+from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -41,11 +44,15 @@ SIDES = {"test": 0.2, "choose": 0.35, "sealed": 0.55, "train": 1.0}
 
 
 class Split(NamedTuple):
-    """A data set: the sides trained on and the side tested on, there with `more` sizes and mirror images or without."""
+    """A data set: the sides trained on and the side tested on, there with `more` sizes and mirror images or without.
+
+    `moved` are the places, in pixels to the left and up, in which each test image is there.
+    """
 
     train: frozenset[str]
     val: str
     more: bool = True
+    moved: tuple[tuple[int, int], ...] = ((0, 0),)
 
 
 SPLITS = {
@@ -53,6 +60,7 @@ SPLITS = {
     "choose": Split(frozenset({"sealed", "train"}), "choose", more=False),
     "sealed": Split(frozenset({"test", "choose", "train"}), "sealed"),
     "tune": Split(frozenset({"test", "train"}), "choose"),
+    "shifted": Split(frozenset({"choose", "sealed", "train"}), "test", moved=((0, 0), *product((-3, 3), repeat=2))),
 }
 
 
@@ -83,9 +91,16 @@ def keep(path: Path, root: Path, category: str, theme: str, size: int) -> None:
         if here in split.train and is_usual:
             save(image, root / name / "train" / category, f"{theme}_{size}_{path.stem}")
         elif here == split.val and (is_usual or split.more):
-            save(image, root / name / "val" / category, f"{theme}_{size}_{path.stem}")
-            if split.more:
-                save(ImageOps.mirror(image), root / name / "val" / category, f"{theme}_{size}_{path.stem}_mirrored")
+            tested = {"": image} | ({"_mirrored": ImageOps.mirror(image)} if split.more else {})
+            for number, place in enumerate(split.moved):
+                for what, shown in tested.items():
+                    ending = what + (f"_moved_{number}" if number else "")
+                    save(moved(shown, *place), root / name / "val" / category, f"{theme}_{size}_{path.stem}{ending}")
+
+
+def moved(image: Image.Image, left: int, up: int) -> Image.Image:
+    """The image so many pixels further left and up; black comes in, as from the margin of a training crop."""
+    return image.crop((left, up, left + image.width, up + image.height))
 
 
 def save(image: Image.Image, folder: Path, name: str) -> None:

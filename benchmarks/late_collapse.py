@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 def main(
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/late_collapse"),
-    data: Annotated[Path, typer.Option(help="A data set, from benchmarks/icons.py.")] = Path("data/icons/final"),
+    data: Annotated[Path, typer.Option(help="A data set, from benchmarks/icons.py.")] = Path("data/icons/shifted"),
     cases: Annotated[list[str] | None, typer.Option("--case", help="Only these; all by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each case.")] = 5,
     epochs: Annotated[int, typer.Option(min=2, help="Length of a run.")] = 20,

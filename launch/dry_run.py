@@ -169,7 +169,12 @@ def _schedules(config: Config, plan: Plan, *, has_power: bool) -> list[tuple[str
     def at_points(values: Callable[[int], float]) -> str:
         return ", ".join(f"step {step}: {values(step):.4g}" for step in points)
 
-    return [("learning rate", at_points(rate)), *([("power", at_points(power))] if has_power else [])]
+    rows = [("learning rate", at_points(rate)), *([("power", at_points(power))] if has_power else [])]
+    if plan.average is not None:
+        rows.append(
+            ("average", f"of the weights over about {1 / (1 - plan.average):.0f} steps; it is what is evaluated")
+        )
+    return rows
 
 
 def _files(config: Config) -> str:

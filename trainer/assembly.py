@@ -20,7 +20,7 @@ from torch import nn
 from models.transfer import Inherited
 from reste import SignMemory, set_draws
 from trainer import resume, schedule
-from trainer.cadence import duration_steps
+from trainer.cadence import decay, duration_steps
 from trainer.config import Config, config_digest
 from trainer.criterion import Criterion, LabelLoss
 from trainer.data import datasets
@@ -113,7 +113,7 @@ def _build(
     model, groups = share_statistics(config, environment, order, given.model)
     with collectives.agreed_errors():
         trained, criterion = choose_criterion(config, model, teacher, device)
-    ema = average_weights(model, config.train.ema)
+    ema = average_weights(model, plan.average)
     with collectives.agreed_errors():
         scale = binary_lr(config, plan.total_steps)
         optimizer, roles = create_optimizer(model, config.optim, fused=may_fuse(config, device), binary_scale=scale)
@@ -367,6 +367,7 @@ def make_plan(config: Config, steps_per_epoch: int, device: torch.device) -> Pla
         checkpoint_every=steps(config.checkpoint.every),
         # On a CPU a host read is free; on a GPU it waits for the device.
         read_every=1 if device.type == "cpu" else max(log_every, 1),
+        average=None if config.train.ema is None else decay(config.train.ema, steps_per_epoch, total),
     )
 
 

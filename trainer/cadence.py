@@ -29,6 +29,32 @@ Duration = Annotated[str, BeforeValidator(_canonical)]
 """A span of training, written `5ep` (epochs), `500` (steps) or `2%` (of all steps); `0` means never."""
 
 
+def _average(value: object) -> float | str:
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    try:
+        return _canonical(value)
+    except ValueError:
+        raise ValueError("must be a span as 1ep or 500 (steps), or a decay as 0.999, below 1") from None
+
+
+Average = Annotated[float | str, BeforeValidator(_average)]
+"""How far a moving average reaches back: a span as `Duration`, or its decay, in [0, 1)."""
+
+
+def decay(average: float | str, steps_per_epoch: int, total_steps: int) -> float:
+    """The decay d of a moving average a <- d a + (1 - d) x whose span is 1 / (1 - d) steps.
+
+    Args:
+        average: as `Average`.
+        steps_per_epoch: as for `duration_steps`.
+        total_steps: as for `duration_steps`.
+    """
+    if isinstance(average, str):
+        return 1 - 1 / max(duration_steps(average, steps_per_epoch, total_steps), 1)
+    return average
+
+
 def duration_steps(duration: str, steps_per_epoch: int, total_steps: int) -> int:
     """A duration in whole steps; a duration above zero is never rounded down to zero.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trainer.cadence import Duration
+from trainer.cadence import Average, Duration
 from trainer.config_yaml import write_yaml
 from trainer.data.sizes import MOST, ImageSizes, image_sizes
 from trainer.secrets import redact
@@ -198,7 +198,9 @@ class TrainConfig(Group):
         pattern=r"^(abort|rollback|skip [1-9]\d{0,5})$",
         description="a loss or gradient that is not finite: abort (exit 4), skip N steps at most, rollback",
     )
-    ema: Fraction | None = Field(None, description="decay of the weights' moving average, which is then evaluated")
+    ema: Average | None = Field(
+        None, description="moving average of the weights, which is then evaluated: its span (1ep, 500) or decay (0.999)"
+    )
 
 
 class DistillConfig(Group):

@@ -36,7 +36,7 @@ def train(run: Run) -> events.Result:
         run.recorder.tick(step)
         run.pulse.step_done(step)
         if run.ema is not None:
-            run.ema.update(run.model)
+            run.ema.update(run.model, step)
         if due(step, run.plan.log_every) or last:
             events.log_training(run)
         if indicators:

@@ -179,8 +179,18 @@ def _usable(key: str, name: str, options: Mapping[str, Any], numerics: str) -> d
 
 
 def average_weights(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """The moving average of weights and buffers (Polyak), or None if not asked for."""
-    return None if decay is None else ModelEmaV3(model, decay=decay, foreach=True)
+    """The moving average a <- d a + (1 - d) w of weights and buffers (Polyak), or None if not asked for.
+
+    After t steps d is the smaller of `decay` and (t - 1) / t: the plain mean of all steps, until the span of the
+    average, 1 / (1 - decay) steps, is full. So it never remembers where the weights began.
+
+    Args:
+        model: that is averaged.
+        decay: d at its largest, in [0, 1).
+    """
+    if decay is None:
+        return None
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0, foreach=True)
 
 
 @dataclass(frozen=True)

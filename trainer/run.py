@@ -45,6 +45,7 @@ class Plan:
         accumulation: micro-batches per step.
         log_every, indicators_every, eval_every, checkpoint_every: steps between them, 0 for never.
         read_every: steps between host reads of the finite guard and agreements to stop.
+        average: decay of the weights' moving average; None without one.
     """
 
     steps_per_epoch: int
@@ -56,6 +57,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     read_every: int
+    average: float | None
 
 
 @dataclass

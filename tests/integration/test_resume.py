@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -123,3 +124,23 @@ def test_a_run_may_begin_at_another_ones_checkpoint_and_goes_on_from_its_own(tmp
     # The best is one of its own evaluations: those before step 5 are another run's.
     best = (tmp_path / "second" / "checkpoints" / "best").resolve()
     assert checkpoint.step_of(best) in (6, 8, 9, 12)
+
+
+def test_the_moving_average_is_of_the_weights_after_each_step_and_is_what_is_evaluated(
+    tmp_path: Path, digits: Path
+) -> None:
+    ask = ("train.ema=1ep", "train.max_steps=3", "checkpoint={every: 1, keep: 3}", "eval.every=3")
+    done = reste("train", *arguments(tmp_path, "averaged", digits, 1, ask))
+    assert done.returncode == 0, done.stderr
+    steps = [tmp_path / "averaged" / "checkpoints" / f"step_{step:08d}" for step in (1, 2, 3)]
+    weights = [torch.load(step / "model.pt", weights_only=True) for step in steps]
+    average = torch.load(steps[-1] / "ema.pt", weights_only=True)
+    for name, value in average.items():
+        if value.is_floating_point():
+            mean = torch.stack([each[name].double() for each in weights]).mean(0)
+            torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(average[name], weights[-1][name]) for name in average), "they moved"
+    asked = ("evaluate", tmp_path / "averaged", "--json")
+    by_default, last = (json.loads(reste(*asked, *which).stdout) for which in ((), ("--weights", "model")))
+    final = json.loads((tmp_path / "averaged" / "result.json").read_text())["final"]
+    assert by_default["loss"] == final["loss"] != last["loss"]

@@ -178,6 +178,14 @@ def test_a_duration_that_cannot_be_read_is_refused(tmp_path: Path, text: str) ->
         load_config(write(tmp_path / "a.yaml", f"optim: {{warmup: {text}}}"))
 
 
+@pytest.mark.parametrize("value", ["1.0", "2.5", "-1", "soon", "true", "[1ep]"])
+def test_a_moving_average_that_cannot_be_read_is_one_error(value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"an error: .*train\.ema: must be a span as 1ep or 500 \(steps\), or a decay"
+    ):
+        load_config(None, [f"train.ema={value}"])
+
+
 def test_due_is_every_nth_completed_step() -> None:
     assert [step for step in range(10) if due(step, 3)] == [3, 6, 9]
     assert not any(due(step, 0) for step in range(10))
