@@ -55,7 +55,10 @@ def test_files_text_and_pixels_are_the_same_image(served) -> None:
     grey = Image.fromarray(pixels).convert("L")
     file = io.BytesIO()
     grey.save(file, "PNG")
-    assert np.array_equal(served.cut(file.getvalue(), 16, 16), served.cut(np.asarray(grey.convert("RGB")), 16, 16))
+    expected = served.cut(np.asarray(grey.convert("RGB")), 16, 16)
+    for way in (file.getvalue(), np.asarray(grey), np.asarray(grey).tolist(), np.asarray(grey)[..., None]):
+        [image] = served._images(way)
+        assert np.array_equal(served.cut(image, 16, 16), expected)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,9 @@ def test_files_text_and_pixels_are_the_same_image(served) -> None:
         ("no base64!", "base64"),
         (np.zeros((4, 4)), "whole numbers"),
         (np.zeros((4, 4, 3)), "whole numbers"),
+        (np.zeros(4, int), "whole numbers"),
+        (np.zeros((4, 4, 4), int), "whole numbers"),
+        (np.zeros((2, 4, 4, 3), int), "whole numbers"),
         (np.full((4, 4, 3), 256), "between 0 and 255"),
     ],
 )

@@ -27,7 +27,9 @@ for other sizes, and a binary network turns a last bit into a flipped sign."""
 
 
 class ImageClassifier(PythonModel):
-    """One column, `image`: the bytes of an image file, the same as base64 text, or RGB pixels (H, W, 3) from 0 to 255.
+    """One column, `image`: the bytes of an image file, the same as base64 text, or pixels from 0 to 255.
+
+    Pixels are (H, W, 3) for red, green and blue, or (H, W) or (H, W, 1) for grey.
 
     Gives a row for each image: `label`, and `probabilities` in the order of the labels. Runs on the CPU, or where
     `MLFLOW_DEFAULT_PREDICTION_DEVICE` says.
@@ -112,8 +114,10 @@ def _open(image: Any) -> Image.Image:
         except UnidentifiedImageError:
             raise ValueError("it is no image that can be read") from None
     pixels = np.asarray(image)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or not np.issubdtype(pixels.dtype, np.integer):
-        raise ValueError(f"pixels must be whole numbers (H, W, 3), not {pixels.dtype} {pixels.shape}")
+    if pixels.shape[2:] not in ((3,), (1,), ()) or pixels.ndim < 2 or not np.issubdtype(pixels.dtype, np.integer):
+        raise ValueError(f"pixels must be whole numbers (H, W, 3) or (H, W), not {pixels.dtype} {pixels.shape}")
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
     if pixels.size and (pixels.min() < 0 or pixels.max() > 255):
         raise ValueError("pixels must lie between 0 and 255")
     return Image.fromarray(pixels.astype(np.uint8))
