@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +40,7 @@ def run(names: list[str], *, repeats: int, quick: bool, processor: bool, out: Pa
         out: folder for the files.
 
     Raises:
-        ConfigError: an unknown row, a folder that cannot be written, or something that is not installed.
+        ConfigError: an unknown row or a folder that cannot be written; after all others, rows that failed.
     """
     wanted = suite.check_names(names)
     device = _device()
@@ -53,19 +54,39 @@ def run(names: list[str], *, repeats: int, quick: bool, processor: bool, out: Pa
         _make(folder)
     console, aside = _consoles()
     rows: list[Row] = []
+    failed: dict[str, Exception] = {}
     for name in wanted:
         aside.print(f"{name} ...", markup=False)
         begun = time.monotonic()
-        found = list(suite.measure(name, bench))
+        try:
+            found = list(suite.measure(name, bench))
+        except Exception as error:  # told at the end, with what the other rows have found
+            if not isinstance(error, ConfigError):
+                traceback.print_exception(error)
+            failed[name] = error
+            continue
         rows += found
         if folder is not None:
-            facts = suite.facts(bench, time.monotonic() - begun)
+            facts = suite.facts(bench, time.monotonic() - begun) | suite.rates(name, bench, found)
             write_json(folder / f"{name}.json", facts | {"rows": [asdict(row) for row in found]})
-    console.print(table(rows, judged=not quick))
+    if rows:
+        console.print(table(rows, judged=not quick))
     where = f"{device.type}, {bench.precision}, {repeats} rounds, {'processor' if processor else 'wall'} time"
     console.print(where + (", quick: not a measurement" if quick else ""), markup=False)
     if folder is not None:
         console.print(f"written to {folder}/", markup=False)
+    if failed:
+        raise _summary(failed)
+
+
+def _summary(failed: dict[str, Exception]) -> ConfigError:
+    """One line for all rows that could not be measured."""
+    told = []
+    for name, error in failed.items():
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        told.append(f"{name} ({kind}{lines[0] if lines else 'no reason given'})")
+    return ConfigError(f"not measured: {'; '.join(told)}; mend that, and run: reste bench {' '.join(failed)}")
 
 
 def table(rows: list[Row], *, judged: bool) -> Table:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.plan_options import Measured, batch_sizes, counts
-from trainer.config import Config, load_config
+from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.plan.predict import Assumptions, Prediction, Workload, needed_rate, predict
-from trainer.plan.workload import describe_data, statistics_group, with_batch, workload
+from trainer.plan.workload import Data, describe_data, statistics_group, with_batch, workload
+from trainer.stages import load_training
 
 _WIDTH = 100
 
@@ -41,9 +42,26 @@ class Batch:
         return [found for found in self.predictions if found.refused is None]
 
     @property
-    def in_time(self) -> Prediction | None:
-        """The one of fewest devices that ends in time."""
-        return next((found for found in self.possible if found.run_s <= self.within_s), None)
+    def in_time(self) -> list[Prediction]:
+        """Those that end in time."""
+        return [found for found in self.possible if found.run_s <= self.within_s]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run, or one stage of a training of several.
+
+    Attributes:
+        name: of the stage; empty for a run.
+        config: what is trained.
+        data: what it is trained on.
+        batches: the predictions, for each global batch.
+    """
+
+    name: str
+    config: Config
+    data: Data
+    batches: list[Batch]
 
 
 def predict_batch(
@@ -83,61 +101,101 @@ def run(
     Raises:
         ConfigError: something in the configuration or on the command line is wrong.
     """
-    config = load_config(path, overrides)
-    many = counts(gpus)
-    data = describe_data(config, bytes_per_image)
-    found = []
-    for size in batch_sizes(batches, config, data):
-        changed = with_batch(config, size)
-        work = workload(changed, data)
-        found.append(predict_batch(changed, work, measured, given, many, within_s=3600 * within_hours))
+    training = load_training(path, overrides)
+    many, within_s = counts(gpus), 3600 * within_hours
+    staged = [(stage.name, stage.config) for stage in training.stages] or [("", training.config)]
+    parts = []
+    for name, config in staged:
+        data = describe_data(config, bytes_per_image)
+        # Each stage has a batch of its own; one beside it for all of them would be no training.
+        sizes = batch_sizes(batches, config, data) if batches or not name else [config.train.batch_size]
+        changed = [with_batch(config, size) for size in sizes]
+        made = [predict_batch(c, workload(c, data), measured, given, many, within_s=within_s) for c in changed]
+        parts.append(Part(name, config, data, made))
     if as_json:
-        print(json.dumps(as_values(found, measured, given, data.source)))
+        print(json.dumps(as_values(parts, measured, given)))
         return
     console = Console(highlight=False, soft_wrap=True)
     # A column that is cut off says nothing; lines of a narrow terminal wrap.
     console.width = max(console.width, _WIDTH)
-    console.print(f"{config.model.name} of {path}, {data.train:,} images, {config.train.epochs} epochs", markup=False)
-    for line in believed(config, measured, given, data.bytes_per_image, data.source):
-        console.print(f"  {line}", markup=False)
-    for batch in found:
-        print_batch(console, batch, measured)
+    said: set[str] = set()
+    for number, part in enumerate(parts, 1):
+        stage = f"stage {number} of {len(parts)}, {part.name}: " if part.name else ""
+        told = f"{part.data.train:,} images, {part.config.train.epochs} epochs"
+        console.print(f"{stage}{part.config.model.name} of {path}, {told}", markup=False)
+        for line in believed(part.config, measured, given, part.data):
+            if line not in said:
+                console.print(f"  {line}", markup=False)
+            said.add(line)
+        for batch in part.batches:
+            print_batch(console, batch, measured, whole=not part.name)
+    if training.stages:
+        for runs in together(parts):
+            print_together(console, runs, within_s)
 
 
-def as_values(batches: list[Batch], measured: Measured, given: Assumptions, source: str) -> dict[str, Any]:
-    """Everything as JSON; seconds, bytes and images."""
-    return {
+def together(parts: list[Part]) -> list[list[Prediction]]:
+    """The runs of all stages as one, for each wanted batch; refused where one of them is."""
+    wholes = []
+    for batches in zip(*(part.batches for part in parts), strict=True):
+        whole = []
+        for found in zip(*(batch.predictions for batch in batches), strict=True):
+            refused = [f"stage {p.name}: {f.refused}" for p, f in zip(parts, found, strict=True) if f.refused]
+            whole.append(
+                Prediction(found[0].gpus, refused=refused[0])
+                if refused
+                else Prediction(
+                    found[0].gpus,
+                    run_s=sum(f.run_s for f in found),
+                    cost=None if found[0].cost is None else sum(f.cost or 0.0 for f in found),
+                )
+            )
+        wholes.append(whole)
+    return wholes
+
+
+def as_values(parts: list[Part], measured: Measured, given: Assumptions) -> dict[str, Any]:
+    """Everything as JSON; seconds, bytes and images. Stages stand in a list, with their sums in `whole`."""
+    common = {
         "rate": {"source": measured.source, "points": measured.rate.points, "fixed_s": measured.rate.fixed_s},
         "assumptions": asdict(given),
-        "data": source,
-        "batches": [
-            {
-                "batch_size": batch.work.batch_size,
-                "workload": asdict(batch.work),
-                "predictions": [asdict(found) for found in batch.predictions],
-                "within_s": batch.within_s,
-                "in_time": None if batch.in_time is None else batch.in_time.gpus,
-                "needed_images_per_s": batch.needed,
-            }
-            for batch in batches
-        ],
+    }
+    described = [{"data": part.data.source, "batches": [_values(batch) for batch in part.batches]} for part in parts]
+    if not parts[0].name:
+        return common | described[0]
+    whole = [
+        [{"gpus": f.gpus, "run_s": f.run_s, "cost": f.cost, "refused": f.refused} for f in runs]
+        for runs in together(parts)
+    ]
+    stages = [{"name": part.name} | values for part, values in zip(parts, described, strict=True)]
+    return common | {"stages": stages, "whole": whole}
+
+
+def _values(batch: Batch) -> dict[str, Any]:
+    return {
+        "batch_size": batch.work.batch_size,
+        "workload": asdict(batch.work),
+        "predictions": [asdict(found) for found in batch.predictions],
+        "within_s": batch.within_s,
+        "in_time": [found.gpus for found in batch.in_time],
+        "needed_images_per_s": batch.needed,
     }
 
 
-def believed(config: Config, measured: Measured, given: Assumptions, mean: float, source: str) -> list[str]:
+def believed(config: Config, measured: Measured, given: Assumptions, data: Data) -> list[str]:
     """The assumptions in words."""
     fabric = given.fabric
     lines = [
         f"one device alone: {measured.source}; {1000 * measured.rate.fixed_s:.2g} ms of a step do not shrink",
         f"links: {fabric.inside.bytes_per_s / 1e9:g} GB/s and {1e6 * fabric.inside.latency_s:g} us in a node of "
         f"{fabric.per_node}, {fabric.between.bytes_per_s / 1e9:g} GB/s and {1e6 * fabric.between.latency_s:g} us "
-        f"between nodes; all-reduce: {given.algorithm}",
+        f"between nodes; all-reduce: {given.algorithm}; {1e6 * fabric.start_s:g} us more for every collective",
         f"gradients in buckets of {given.bucket_bytes / 2**20:g} MiB hide behind {100 * given.overlap:g} % of the "
         f"backward pass, which is {100 * (1 - given.forward_share):.0f} % of a step; batch statistics hide behind "
         "nothing",
-        f"a file has {mean:,.0f} bytes ({source}), each is read once an epoch; "
+        f"a file has {data.bytes_per_image:,.0f} bytes ({data.source}), each is read once an epoch; "
         + ("the loader keeps up" if given.loader_images_per_s is None else f"{given.loader_images_per_s:g} a second"),
-        "left out: start, compilation, saves",
+        "left out: start, compilation, saves" + (", the teacher's answers" if config.distill.teacher else ""),
     ]
     if config.data.image_size_schedule:
         sizes, epochs = config.image_sizes, config.train.epochs
@@ -154,8 +212,8 @@ def believed(config: Config, measured: Measured, given: Assumptions, mean: float
     return lines
 
 
-def print_batch(console: Console, batch: Batch, measured: Measured) -> None:
-    """The table of one global batch, what is to be said of its rows, and whether a run ends in time."""
+def print_batch(console: Console, batch: Batch, measured: Measured, *, whole: bool) -> None:
+    """The table of one global batch, what is to be said of its rows, and, of a whole run, whether it ends in time."""
     table = Table(title=f"\nglobal batch {batch.work.batch_size}", title_justify="left", box=None, pad_edge=False)
     names = ["GPUs", "each", "BN over", "images/s", "linear", "step ms", "waits ms", "epoch", "run", "GB/s", "cost"]
     for name in names:
@@ -163,14 +221,40 @@ def print_batch(console: Console, batch: Batch, measured: Measured) -> None:
     for found in batch.predictions:
         table.add_row(*(cells(found, batch.work) if found.refused is None else [str(found.gpus), "-"]))
     console.print(table)
+    _print_notes(console, batch.predictions)
+    for line in in_time(batch, measured) if whole else []:
+        console.print(f"  {line}", markup=False)
+
+
+def print_together(console: Console, runs: list[Prediction], within_s: float) -> None:
+    """The table of all stages as one run, and which number of devices ends in time."""
+    table = Table(title="\nall stages", title_justify="left", box=None, pad_edge=False)
+    for name in ("GPUs", "run", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in runs:
+        figures = [duration(found.run_s), "-" if found.cost is None else f"{found.cost:,.2f}"]
+        table.add_row(str(found.gpus), *(figures if found.refused is None else ["-", "-"]))
+    console.print(table)
+    _print_notes(console, runs)
+    console.print(
+        f"  {_within([f for f in runs if f.refused is None and f.run_s <= within_s], within_s)}", markup=False
+    )
+
+
+def _print_notes(console: Console, predictions: list[Prediction]) -> None:
     said: dict[str, list[str]] = {}
-    for found in batch.predictions:
+    for found in predictions:
         for note in [f"refused: {found.refused}"] if found.refused else found.notes:
             said.setdefault(note, []).append(str(found.gpus))
     for note, gpus in said.items():
         console.print(f"  {', '.join(gpus)}: {note}", markup=False)
-    for line in in_time(batch, measured):
-        console.print(f"  {line}", markup=False)
+
+
+def _within(found: list[Prediction], within_s: float) -> str:
+    if not found:
+        return f"none of these ends within {duration(within_s)}"
+    counts = ", ".join(f"{each.gpus} ({duration(each.run_s)})" for each in found)
+    return f"within {duration(within_s)}: {counts}"
 
 
 def cells(found: Prediction, work: Workload) -> list[str]:
@@ -201,14 +285,11 @@ def duration(seconds: float) -> str:
 
 
 def in_time(batch: Batch, measured: Measured) -> list[str]:
-    """From how many devices on the run is short enough, and what it would take on the fewest."""
+    """On how many devices the run is short enough, and what it would take on the fewest."""
     if not batch.possible:
         return []
-    fewest, first = batch.possible[0], batch.in_time
-    wanted = duration(batch.within_s)
-    lines = [f"none of these ends within {wanted}"]
-    if first is not None:
-        lines = [f"within {wanted}: from {first.gpus} on ({duration(first.run_s)})"]
+    fewest = batch.possible[0]
+    lines = [_within(batch.in_time, batch.within_s)]
     if batch.needed is None:
         return [*lines, f"{fewest.gpus} cannot make that at any rate of one: communication or the loader takes longer"]
     return [

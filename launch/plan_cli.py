@@ -55,6 +55,9 @@ def plan(
     between_us: Annotated[
         float, typer.Option(min=0, help="Latency between nodes, microseconds.", rich_help_panel=BELIEVED)
     ] = 5,
+    start_us: Annotated[
+        float, typer.Option(min=0, help="Of any collective beside its messages, us.", rich_help_panel=BELIEVED)
+    ] = 6,
     algorithm: Annotated[str, typer.Option(help="All-reduce: best, ring or tree.", rich_help_panel=BELIEVED)] = "best",
     overlap: Annotated[
         float,
@@ -68,7 +71,8 @@ def plan(
 ) -> None:
     """Predict images/s, hours, storage bandwidth and cost of a training on other numbers of devices.
 
-    The rate of one device must be given, measured or hoped for; every assumption is printed and can be set.
+    The rate of one device is what `reste bench step` has measured on such a machine as this one, or what is given,
+    measured elsewhere or hoped for. Every assumption is printed and can be set.
 
     Example: `reste plan configs/imagenet/resnet18_reste.yaml --gpus 8..4096 --images-per-s 12000`.
     """
@@ -86,6 +90,7 @@ def plan(
             per_node=per_node,
             inside=(inside_us, inside_gb),
             between=(between_us, between_gb),
+            start_us=start_us,
             algorithm=algorithm,
             overlap=overlap,
             loader=loader,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
+from trainer.bench.suite import RECORDS
 from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.plan.network import Algorithm, Fabric, Link
 from trainer.plan.predict import Assumptions
 from trainer.plan.rate import Point, Rate, RateRecord, read_record
 from trainer.plan.workload import Data
+from trainer.tracking.manifest import build_manifest
 
 SECOND_BATCH = 2048
 """Beside the configuration's own batch, where an epoch has a hundred of them."""
@@ -28,16 +31,15 @@ class Measured:
 
 
 def measured_rate(record: Path | None, images_per_s: float | None, at_images: int, fixed_ms: float) -> Measured:
-    """The rate of one device, from a record or as given.
+    """The rate of one device: as given, from the record that is named, or from this machine's newest.
 
     Raises:
-        ConfigError: neither or both are given, or the record is none.
+        ConfigError: both are given, there is none, or the record is none.
     """
-    if (record is None) == (images_per_s is None):
-        raise ConfigError(
-            "reste plan needs the rate of one device: give --images-per-s X, or --record FILE, not both "
-            "(benchmarks/plan_check.py writes such a file)"
-        )
+    if record is not None and images_per_s is not None:
+        raise ConfigError("--images-per-s and --record both give the rate of one device: leave one of them out")
+    if images_per_s is None:
+        record = record or newest_rates()
     if record is None:
         points = [Point(images=at_images, images_per_s=cast(float, images_per_s))]
         return Measured(Rate.of(points, fixed_ms / 1000), f"{images_per_s:g} images/s at {at_images} images", None)
@@ -47,11 +49,33 @@ def measured_rate(record: Path | None, images_per_s: float | None, at_images: in
     return Measured(Rate.of(points, fixed_ms / 1000), f"{told} ({found.device}, {record})", found)
 
 
+def newest_rates(folder: Path = RECORDS) -> Path:
+    """The newest record of `reste bench step` that was made on such a machine as this one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    here = _hardware(build_manifest(seed=0, config_digest="", data_digest="", world_size=1)["machine"])
+    for path in sorted(folder.glob("*/step.json"), reverse=True):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "points" in found and _hardware(found["machine"]) == here:
+            return path
+    raise ConfigError(
+        f"no record in {folder}/ says how fast such a machine as this one trains: give --images-per-s X, or --record "
+        "FILE, or measure it by reste bench step"
+    )
+
+
+def _hardware(machine: dict[str, Any]) -> tuple[Any, ...]:
+    return machine["cpu"], machine["cpus"], tuple(machine["gpus"])
+
+
 def assumptions(
     *,
     per_node: int,
     inside: tuple[float, float],
     between: tuple[float, float],
+    start_us: float,
     algorithm: str,
     overlap: float,
     loader: float | None,
@@ -66,7 +90,7 @@ def assumptions(
         raise ConfigError(f"--algorithm {algorithm} is none of {', '.join(get_args(Algorithm))}: choose one of them")
     links = [Link(latency * 1e-6, bandwidth * 1e9) for latency, bandwidth in (inside, between)]
     return Assumptions(
-        fabric=Fabric(links[0], links[1], per_node),
+        fabric=Fabric(links[0], links[1], per_node, start_us * 1e-6),
         algorithm=cast(Algorithm, algorithm),
         overlap=overlap,
         loader_images_per_s=loader,

@@ -118,6 +118,16 @@ def check_smallest_batch(order: TrainOrder, model: nn.Module, group_size: int) -
                 if stop - start < least:
                     raise ConfigError(
                         f"an epoch ends in a batch of {size} images, of which some ranks' batch norm gets "
-                        f"{stop - start} and needs {least}: set train.drop_last=true, change train.batch_size, or use "
-                        "batchnorm.sync=world"
+                        f"{stop - start} and needs {least}: change train.batch_size, or set "
+                        f"{larger_shares(order.world // group_size, order.accumulation)}"
                     )
+
+
+def larger_shares(groups: int, accumulation: int) -> str:
+    """What gives ranks that share batch statistics more images of an epoch's last batch: settings, as a phrase."""
+    ways = ["train.drop_last=true"]
+    if groups > 1:
+        ways.append("batchnorm.sync=world")
+    if accumulation > 1:
+        ways.append(f"a train.accumulation below {accumulation}")
+    return " or ".join(ways)

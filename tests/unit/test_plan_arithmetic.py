@@ -53,6 +53,12 @@ def test_all_reduces_take_what_a_calculator_says() -> None:
     assert all_gather_s(4, 1000, FABRIC) == pytest.approx(3 * (2e-6 + 2.5e-9))
     assert all_gather_s(1, 1000, FABRIC) == 0
     assert all_reduce_s(1, 1000, FABRIC) == 0
+    # Whatever a collective is, 6 us more of it; none of one rank.
+    late = replace(FABRIC, start_s=6e-6)
+    assert all_reduce_s(64, 0, late, "ring") == pytest.approx(636e-6)
+    assert all_reduce_s(64, 0, late) == pytest.approx(tree_s(64, 0, FABRIC) + 6e-6)
+    assert all_gather_s(4, 1000, late) == pytest.approx(6e-6 + 3 * (2e-6 + 2.5e-9))
+    assert all_gather_s(1, 1000, late) == all_reduce_s(1, 1000, late) == 0
 
 
 def test_batch_norm_has_two_collectives_a_layer_none_alone_and_other_ones_in_large_groups() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from launch.cli import app
 from launch.plan_options import counts
 from trainer.distributed.batchnorm import choose_group_size
 from trainer.errors import ConfigError
+from trainer.tracking.manifest import build_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESNET18 = str(ROOT / "configs" / "imagenet" / "resnet18_reste.yaml")
@@ -32,10 +34,12 @@ def test_the_paper_in_an_hour_is_told_for_both_batches_with_every_assumption() -
     text = plan("--gpus", "8..1024", "--images-per-s", "12000", "--price", "2.5")
     assert "global batch 750" in text
     assert "global batch 2048" in text
-    for told in ("12000 images/s at 128", "400 GB/s and 2 us", "50 GB/s and 5 us", "70 % of the backward", "115,000"):
+    links = ("400 GB/s and 2 us", "50 GB/s and 5 us", "6 us more for every collective")
+    for told in ("12000 images/s at 128", *links, "70 % of the backward", "115,000"):
         assert told in text, told
-    assert "within 1 h: from 16 on" in text
-    assert "within 1 h: from 8 on" in text
+    # More devices than 64 take longer with 750 images; all of these that there are end in time with 2048.
+    assert re.search(r"within 1 h: 16 \(\S+ min\), 32 \(\S+ min\), 64 \(\S+ min\)\n", text)
+    assert re.search(r"within 1 h: 8 \(.* 1024 \(\S+ min\)\n", text)
     assert "1024: refused: more ranks than a micro-batch has images (750)" in text
     assert "8, 16, 32, 64, 128, 256, 512: 750 images do not divide evenly" in text
 
@@ -88,8 +92,7 @@ def test_a_record_gives_the_rates_and_another_network_in_it_is_named(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--gpus", "8"], "--images-per-s X, or --record FILE"),
-        (["--images-per-s", "1", "--record", "x.json"], "not both"),
+        (["--images-per-s", "1", "--record", "x.json"], "leave one of them out"),
         (["--record", "x.json"], "x.json cannot be read"),
         (["--images-per-s", "1", "--gpus", "8..4"], "ends before it begins"),
         (["--images-per-s", "1", "--gpus", "0"], "write numbers from 1 on"),
@@ -141,10 +144,49 @@ def test_smaller_images_shorten_the_run_by_their_pixels_and_nothing_else() -> No
     training, evaluation = 250 * usual["epoch_s"], 50_000 / 1000 / 3
     assert usual["run_s"] == pytest.approx(training + evaluation)
     assert smaller["run_s"] == pytest.approx((0.25 + 0.5625) / 2 * training + evaluation)
-    # A loader that is slower than the device is as slow for small images.
+    # A loader that is slower than the device is as slow for small images, and for images that are evaluated.
     [bound] = values(*base, schedule, "--loader", "500")["batches"][0]["predictions"]
-    assert bound["run_s"] == pytest.approx(2 * training + evaluation)
+    assert bound["run_s"] == pytest.approx(2 * training + 50_000 / 500)
     cut = values(*base, schedule, "train.max_steps=100000")["batches"][0]["workload"]["sizes"]
     assert [share for share, _ in cut] == [0.25]
     assert cut[0][1] == pytest.approx(100_000 / 2563)
     assert "112 px in epochs 1 to 125" in plan(*base, schedule)
+
+
+def test_every_stage_of_a_training_is_planned_and_their_times_are_added() -> None:
+    # Martinez et al.: a network of full precision first, then three stages at half the batch.
+    staged = str(ROOT / "configs" / "imagenet" / "real_to_binary18_stages.yaml")
+    options = ("--gpus", "8,600", "--images-per-s", "12000", "--price", "2")
+    found = json.loads(plan(*options, "--json", config=staged))
+    assert [stage["name"] for stage in found["stages"]] == ["resnet", "real", "binary_activations", "binary"]
+    [batches] = zip(*(stage["batches"] for stage in found["stages"]), strict=True)
+    assert [(batch["batch_size"], batch["workload"]["epochs"]) for batch in batches] == [
+        (512, 100), (256, 75), (256, 75), (256, 100),
+    ]  # fmt: skip
+    eight, many = found["whole"][0]
+    assert eight["run_s"] == pytest.approx(sum(batch["predictions"][0]["run_s"] for batch in batches))
+    assert eight["cost"] == pytest.approx(2 * 8 * eight["run_s"] / 3600)
+    assert "stage resnet: more ranks than a micro-batch has images (512)" in many["refused"]
+    text = plan(*options, config=staged)
+    assert "stage 4 of 4, binary: real_to_binary18_1w1a" in text
+    assert text.count("400 GB/s and 2 us") == 1, "what is assumed is told once"
+    assert "none of these ends within 1 h" in text
+    assert text.count("within 1 h") == 1, "of the whole alone"
+
+
+def test_without_a_rate_it_takes_the_newest_that_was_measured_on_such_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"give --images-per-s X, or --record FILE, or measure it by reste bench step"):
+        plan("--gpus", "8")
+    machine = build_manifest(seed=0, config_digest="", data_digest="", world_size=1)["machine"]
+    what = {"device": "cpu", "model": "resnet18_1w1a", "image_size": 224, "precision": "bf16"}
+    for day, each, rate in ((1, machine, 30.0), (2, machine, 40.0), (3, machine | {"cpu": "another"}, 50.0)):
+        folder = tmp_path / "benchmarks" / "records" / f"2026-01-0{day}_x"
+        folder.mkdir(parents=True)
+        points = [{"images": 32, "images_per_s": rate}]
+        (folder / "step.json").write_text(json.dumps({"machine": each, "points": points} | what))
+    (tmp_path / "benchmarks" / "records" / "2026-01-04_x").mkdir()
+    (tmp_path / "benchmarks" / "records" / "2026-01-04_x" / "step.json").write_text('{"rows": []}')
+    assert "40 images/s at 32 (cpu, benchmarks/records/2026-01-02_x/step.json)" in plan("--gpus", "8")

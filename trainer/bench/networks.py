@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -45,6 +46,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def what_is_trained(bench: Bench) -> tuple[str, int, int]:
+    """Name of the network, pixels of an image, images of a batch."""
+    return ("resnet20_1w1a", 32, 2) if bench.quick else ("resnet18_1w1a", 224, 256 if bench.is_cuda else 32)
+
+
 class Steps:
     """Training steps on one batch of noise: 32 images of 224 pixels, on a GPU 256.
 
@@ -54,8 +60,7 @@ class Steps:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self.size, self.batch = (32, 2) if bench.quick else (224, 256 if bench.is_cuda else 32)
-        self._name = "resnet20_1w1a" if bench.quick else "resnet18_1w1a"
+        self._name, self.size, self.batch = what_is_trained(bench)
         self.images = torch.randn(self.batch, 3, self.size, self.size, device=bench.device)
         self.labels = torch.arange(self.batch, device=bench.device)
         self.where = f"{self._name}, {self.size} px, batch {self.batch}"
@@ -119,6 +124,13 @@ def step_rows(bench: Bench) -> Iterator[Row]:
     yield ratio("step", "rate, binary over its dense twin", where, binary, dense, over_dense)
     yield ratio("step", "rate, dense twin over torchvision's", where, dense, times["torchvision"], Goal(0.95, 1.0))
     yield ratio("step", "rate, binary over naive eager float32", where, binary, times["naive"], over_naive)
+
+
+def step_rates(bench: Bench, rows: list[Row]) -> dict[str, Any]:
+    """What makes the record of `step_rows` one of rates, too, as `trainer.plan.rate.RateRecord` reads it."""
+    name, size, batch = what_is_trained(bench)
+    points = [{"images": batch, "images_per_s": round(1000 * batch / rows[0].ours, 3)}]
+    return {"model": name, "image_size": size, "precision": bench.precision.replace("float", "fp"), "points": points}
 
 
 def memory_rows(bench: Bench) -> Iterator[Row]:

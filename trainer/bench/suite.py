@@ -53,11 +53,23 @@ def measure(name: str, bench: Bench) -> Iterator[Row]:
         ConfigError: what it needs is not installed.
     """
     cores = len(os.sched_getaffinity(0))
+    # As training has it, unless it is to be deterministic.
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     torch._dynamo.reset()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
     module, _, function = ROWS[name].partition(".")
     rows: Callable[[Bench], Iterator[Row]] = getattr(importlib.import_module(f"trainer.bench.{module}"), function)
     yield from rows(bench)
+
+
+def rates(name: str, bench: Bench, rows: list[Row]) -> dict[str, Any]:
+    """What `reste plan` reads of a row's record, beside the ratios; nothing of most rows."""
+    if name != "step" or bench.processor:
+        return {}
+    from trainer.bench.networks import step_rates
+
+    return step_rates(bench, rows)
 
 
 def native_dtype(device: torch.device) -> torch.dtype | None:

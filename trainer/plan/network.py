@@ -34,11 +34,13 @@ class Fabric:
         inside: between ranks of one node.
         between: between nodes.
         per_node: ranks of a node.
+        start_s: seconds that every collective takes beside its messages: it is launched, and ranks wait for each other.
     """
 
     inside: Link
     between: Link
     per_node: int
+    start_s: float = 0.0
 
     def slowest(self, ranks: int) -> Link:
         """The link that so many neighbouring ranks cannot avoid."""
@@ -65,12 +67,16 @@ def _transfer_s(ranks: int, size: float, link: Link) -> float:
 
 def all_reduce_s(ranks: int, size: float, fabric: Fabric, algorithm: Algorithm = "best") -> float:
     """Seconds of an all-reduce of `size` bytes; `best` is the faster of ring and tree, as NCCL chooses."""
+    if ranks == 1:
+        return 0.0
     if algorithm == "best":
-        return min(ring_s(ranks, size, fabric), tree_s(ranks, size, fabric))
-    return (ring_s if algorithm == "ring" else tree_s)(ranks, size, fabric)
+        return fabric.start_s + min(ring_s(ranks, size, fabric), tree_s(ranks, size, fabric))
+    return fabric.start_s + (ring_s if algorithm == "ring" else tree_s)(ranks, size, fabric)
 
 
 def all_gather_s(ranks: int, size: float, fabric: Fabric) -> float:
     """Seconds until every rank has the `size` bytes of each: n - 1 messages around a ring."""
+    if ranks == 1:
+        return 0.0
     link = fabric.slowest(ranks)
-    return (ranks - 1) * (link.latency_s + size / link.bytes_per_s)
+    return fabric.start_s + (ranks - 1) * (link.latency_s + size / link.bytes_per_s)

@@ -149,7 +149,10 @@ def predict(work: Workload, rate: Rate, given: Assumptions, gpus: int, group: in
     images = -(-work.micro_batch // gpus)
     step = predict_step(work, rate, given, gpus, group)
     images_per_s = work.batch_size / step.whole_s
-    evaluation_s = work.val_images / gpus * rate.step_s(images) / images * given.forward_share
+    evaluated = work.val_images / gpus
+    evaluation_s = evaluated * rate.step_s(images) / images * given.forward_share
+    if given.loader_images_per_s:
+        evaluation_s = max(evaluation_s, evaluated / given.loader_images_per_s)
     run_s = work.evaluations * evaluation_s
     for pixels, epochs in work.sizes or ((1.0, work.epochs),):
         run_s += epochs * (work.steps * predict_step(work, rate, given, gpus, group, pixels).whole_s)

@@ -14,7 +14,7 @@ from trainer.distributed.environment import Environment
 from trainer.errors import ConfigError, DataError
 from trainer.network import instantiate
 from trainer.plan.predict import Workload
-from trainer.ranks import batchnorm_ranks
+from trainer.ranks import batchnorm_ranks, larger_shares
 
 IMAGENET_BYTES = 115_000.0
 """Mean length of ImageNet-1k's training images: a tar file of 147.9 GB holds 1,281,167."""
@@ -120,9 +120,10 @@ def statistics_group(config: Config, work: Workload, gpus: int, per_node: int) -
     parts = gpus // group
     least = min(work.batch_size, work.last_batch) // work.accumulation // parts
     if work.channels and least < work.least_images:
+        size = min(work.batch_size, work.last_batch)
         raise ConfigError(
-            f"a batch of {min(work.batch_size, work.last_batch)} images leaves some of {parts} groups of batch norm "
-            f"{least}, it needs {work.least_images}: set train.drop_last=true or batchnorm.sync=world"
+            f"a batch of {size} images leaves {f'some of {parts} groups of batch norm' if parts > 1 else 'batch norm'} "
+            f"{least}, it needs {work.least_images}: set {larger_shares(parts, work.accumulation)}"
         )
     notes = []
     sync = config.batchnorm.sync
