@@ -41,9 +41,14 @@ class Estimator(Scheduled, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The sign of `x` (any shape), or another of `values`; its backward pass multiplies by the slope of `curve`."""
 
+    def at_power(self, value: float) -> list[tuple[Tensor, float]]:
+        """The buffers that follow the power, and what each holds at `value`; only where `has_power`."""
+        return [(self.power, value)]
+
     def write_power(self, value: float) -> None:
         """Write the power in place; only where `has_power`. `value` is checked by `set_power`."""
-        self.power.fill_(value)
+        for buffer, held in self.at_power(value):
+            buffer.fill_(held)
 
     @abstractmethod
     def curve(self, x: Tensor) -> Tensor:
@@ -136,10 +141,9 @@ class Reste(Estimator):
         self.hold("gain", 1.0)
         self.write_power(power)
 
-    def write_power(self, value: float) -> None:
-        super().write_power(value)
-        if self.normalize:
-            self.gain.fill_(reste_gain(value, self.threshold, self.knee))
+    def at_power(self, value: float) -> list[tuple[Tensor, float]]:
+        gain = [(self.gain, reste_gain(value, self.threshold, self.knee))] if self.normalize else []
+        return [*super().at_power(value), *gain]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.reste_sign(x, self.power, self.threshold, self.knee, gain=self._gain, zero=self.zero)

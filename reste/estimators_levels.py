@@ -99,10 +99,9 @@ class ResteLevels(Estimator):
     def values(self) -> tuple[float, ...]:
         return tuple((2 * k - (self.levels - 1)) / (self.levels - 1) for k in range(self.levels))
 
-    def write_power(self, value: float) -> None:
-        super().write_power(value)
-        if self.normalize:
-            self.gain.fill_(levels_gain(value, self.levels, self.threshold, self.knee))
+    def at_power(self, value: float) -> list[tuple[Tensor, float]]:
+        gain = levels_gain(value, self.levels, self.threshold, self.knee)
+        return [*super().at_power(value), *([(self.gain, gain)] if self.normalize else [])]
 
     def forward(self, x: Tensor) -> Tensor:
         return reste_levels(x, self.power, self.levels, self.threshold, self.knee, gain=self._gain, zero=self.zero)

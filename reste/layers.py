@@ -219,11 +219,30 @@ def write_powers(layers: Sequence[Sequence[Estimator]], power: Callable[[float],
     Raises:
         ValueError: a power is below 1 or not finite.
     """
+    held: list[tuple[Tensor, float]] = []
     for place, estimators in enumerate(layers):
         value = power(place / max(len(layers) - 1, 1))
         require_power(value)
         for estimator in estimators:
-            estimator.write_power(value)
+            held += estimator.at_power(value)
+    if held and all(buffer.is_cuda for buffer, _ in held):
+        write_together(held)
+        return
+    for buffer, number in held:
+        buffer.fill_(number)
+
+
+def write_together(held: Sequence[tuple[Tensor, float]]) -> None:
+    """Write many 0-d tensors of one device by one copy to it and one kernel, where each by itself is a launch.
+
+    Args:
+        held: pairs of a tensor and what it is to hold.
+    """
+    buffers = [buffer for buffer, _ in held]
+    numbers = torch.tensor([number for _, number in held], dtype=torch.float64).to(buffers[0].dtype)
+    if buffers[0].is_cuda:
+        numbers = numbers.pin_memory()  # else the host would wait for all that the device has still to do
+    torch._foreach_copy_(buffers, numbers.to(buffers[0].device, non_blocking=True).unbind())
 
 
 def set_powers(model: nn.Module, power: Callable[[float], float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from typer.testing import CliRunner
 
 from launch import bench
 from launch.cli import app
+from trainer.bench import estimator, loaders, networks
+from trainer.bench.core import Bench, Row, ratio
 from trainer.bench.suite import ROWS, check_names, record_folder
 from trainer.config import load_config
 from trainer.errors import ConfigError, DataError
+from trainer.plan.rate import read_record
 
 FIELDS = {"row", "what", "where", "median", "lowest", "highest", "ours", "other", "unit", "better", "must", "aim"}
 
@@ -101,6 +105,44 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="give another folder by --out"):
         bench.run(["loop"], repeats=1, quick=True, processor=False, out=Path("/dev/null/x"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_row_that_fails_leaves_the_others_and_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(bench: Bench) -> Iterator[Row]:
+        yield ratio("layer", "half", "here", [1.0], [2.0])
+        raise ArithmeticError("two and two\nare five")
+
+    def absent(bench: Bench) -> Iterator[Row]:
+        raise ConfigError("something is not installed: pip install it")
+
+    monkeypatch.setattr(
+        estimator, "estimator_rows", lambda _: iter([ratio("estimator", "whole", "here", [2.0], [3.0])])
+    )
+    monkeypatch.setattr(estimator, "layer_rows", broken)
+    monkeypatch.setattr(loaders, "loader_rows", absent)
+    with pytest.raises(ConfigError) as caught:
+        bench.run(["layer", "loader", "estimator"], repeats=1, quick=True, processor=False, out=tmp_path)
+    assert str(caught.value) == (
+        "not measured: layer (ArithmeticError: two and two); loader (something is not installed: pip install it); "
+        "mend that, and run: reste bench layer loader"
+    )
+    out, err = capsys.readouterr()
+    assert "whole" in out
+    assert 'raise ArithmeticError("two and two' in err, "where a fault of ours lies"
+    assert [path.name for path in tmp_path.iterdir()] == ["estimator.json"]
+
+
+def test_the_record_of_steps_is_one_of_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "step_rows", lambda _: iter([ratio("step", "binary", "here", [500.0], [600.0])]))
+    bench.run(["step"], repeats=1, quick=True, processor=False, out=tmp_path)
+    found = read_record(tmp_path / "step.json")
+    # Two images in half a second.
+    assert (found.model, found.image_size, found.points[0].images, found.points[0].images_per_s) == (
+        "resnet20_1w1a", 32, 2, 4.0,
+    )  # fmt: skip
+    assert load_config(None, [f"train.precision={found.precision}"]), "a precision that a configuration may ask for"
 
 
 def test_records_go_beside_the_projects_own_where_there_are_any(tmp_path: Path, monkeypatch) -> None:

@@ -178,7 +178,9 @@ def test_without_a_rate_it_takes_the_newest_that_was_measured_on_such_a_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"give --images-per-s X, or --record FILE, or measure it by reste bench step"):
+    with pytest.raises(
+        ConfigError, match=r"give --images-per-s X, or --record FILE, or measure it by reste bench step"
+    ):
         plan("--gpus", "8")
     machine = build_manifest(seed=0, config_digest="", data_digest="", world_size=1)["machine"]
     what = {"device": "cpu", "model": "resnet18_1w1a", "image_size": 224, "precision": "bf16"}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reste import BinaryLinear, create_estimator, get_power, layer_progress, set_power, set_powers, steer_power
+from reste.layers import write_together
 from trainer import schedule
 from trainer.config import load_config
 from trainer.errors import ConfigError
@@ -57,6 +58,26 @@ def test_depth_counts_the_layers_that_have_a_power_and_buffers_are_written_in_pl
     assert [buffer.item() for buffer in before] == [1, 2, 3]
     with pytest.raises(ValueError, match="power must be"):
         set_powers(model, lambda depth: depth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_numbers_written_together_are_those_written_one_by_one(dtype: torch.dtype) -> None:
+    together, alone = (torch.zeros(5, dtype=dtype).unbind() for _ in range(2))
+    numbers = [1.0, 1 / 3, 3.0, 1e-30, 2.987]
+    write_together(list(zip(together, numbers, strict=True)))
+    for buffer, number in zip(alone, numbers, strict=True):
+        buffer.fill_(number)
+    assert torch.equal(torch.stack(together), torch.stack(alone))
+
+
+@pytest.mark.parametrize("name", ["reste", "reste_levels", "rational"])
+def test_what_follows_a_power_is_what_an_estimator_of_that_power_begins_with(name: str) -> None:
+    for normalize in (True, False) if name != "rational" else (None,):
+        options = {} if normalize is None else {"normalize": normalize}
+        written, born = create_estimator(name, **options), create_estimator(name, power=2.3, **options)
+        written.write_power(2.3)
+        assert dict(written.named_buffers()) == dict(born.named_buffers())
+        assert dict(written.at_power(2.3)).keys() <= set(written.buffers())
 
 
 def test_one_power_for_all_is_what_set_power_writes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,29 @@ AUGMENT = AugmentConfig()
 def loader_rows(bench: Bench) -> Iterator[Row]:
     """One epoch at equal workers: floats ready to train on, uint8, and uint8 against DALI alone.
 
+    All sides share as many cores as they have workers, for threads are counted differently: ours resizes in some
+    beside those that decode.
+
     Raises:
         ConfigError: scikit-learn, whose photographs these are, is missing.
     """
     torch.set_num_threads(1)
+    with cores(WORKERS):
+        yield from _loader_rows(bench)
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """What is started here, threads and processes, runs on so many of this process's cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _loader_rows(bench: Bench) -> Iterator[Row]:
     count, batch = (16, 8) if bench.quick else (1024, 32)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -49,7 +70,7 @@ def loader_rows(bench: Bench) -> Iterator[Row]:
         except ConfigError:  # it is not for every machine
             loader, name = TorchvisionLoader(index, root, **options), "ours by Pillow"
         try:
-            where = f"{name}, {count} JPEGs of 500 x 375 to {SIZE} px, {WORKERS} workers"
+            where = f"{name}, {count} JPEGs of 500 x 375 to {SIZE} px, {WORKERS} workers, as many cores"
             ours = _Ours(loader, order, bench.device)
             for kind, goal in (("float", Goal(1.5, 1.7)), ("uint8", Goal(1.1, 1.2))):
                 theirs = torchvision_loader(root, batch, as_float=kind == "float")

@@ -164,7 +164,7 @@ def create_loader(
     """
     data = config.data
     if data.loader == "synthetic":
-        return SyntheticLoader(order.image_size)
+        return SyntheticLoader(order.image_size, device=device if device.type == "cuda" else None)
     loader = _create_loader(config, order, environment, device, spoiled)
     if data.on_error == "stop" or isinstance(order, EvalOrder):  # without one image an accuracy is another number
         return loader
