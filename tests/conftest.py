@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+# A machine that stands still for a moment is no fault of what is tested.
+settings.register_profile("reste", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("reste")
 # No test reads the defaults that its user keeps for this machine.
 os.environ["RESTE_SITE"] = ""
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,29 @@ def run_ranks(
         work = Path(folder)
         source = inspect.getsourcefile(function)
         (work / "task").write_bytes(pickle.dumps((source, function.__name__, args, join, timeout_s)))
-        port = _free_port()
-        ranks = [_start(work, rank, world, port, timeout_s) for rank in range(world)]
-        try:
-            _wait(ranks, time.monotonic() + timeout_s, work)
-        finally:
-            for process in ranks:
-                _kill(process)
+        with reserved_ports(1) as [port]:
+            ranks = [_start(work, rank, world, port, timeout_s) for rank in range(world)]
+            try:
+                _wait(ranks, time.monotonic() + timeout_s, work)
+            finally:
+                for process in ranks:
+                    _kill(process)
         return [pickle.loads((work / f"result_{rank}").read_bytes()) for rank in range(world)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Ports of this machine, all different, that nobody is given by chance before the ranks listen at them.
+
+    A socket that is bound and never listens keeps each: who asks for that very port, and reuses addresses as torch
+    does, may listen there all the same.
+    """
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", 0))
+        yield [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _start(work: Path, rank: int, world: int, port: int, timeout_s: float) -> subprocess.Popen[bytes]:

@@ -51,14 +51,16 @@ def reste(
 
 
 class Life:
-    """One start of `reste train` in a session of its own."""
+    """One start of `reste train` in a session of its own, with a schedule of `faults`, if it is to have some."""
 
-    def __init__(self, *arguments: object, log: Path, program: tuple[str, ...] = ("-m", "launch", "train")) -> None:
+    def __init__(
+        self, *arguments: object, log: Path, program: tuple[str, ...] = ("-m", "launch", "train"), faults: str = ""
+    ) -> None:
         self.mark = uuid.uuid4().hex
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *program, *map(str, arguments)],
-                env=environment() | {"LIFE": self.mark},
+                env=environment() | {"LIFE": self.mark} | ({"RESTE_FAULTS": faults} if faults else {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -80,6 +80,8 @@ def _claim(config: Config, undo: ExitStack) -> Path | None:
         # Should assembly fail after this, nothing is left of a run that never began.
         undo.callback(_remove_if_unused, directory)
     undo.callback(_lock(directory))
+    for stump in directory.glob(".*.tmp"):  # of a process that was killed while it wrote a small file
+        stump.unlink(missing_ok=True)
     path = None if config.resume == "never" else _choose(config, directory / "checkpoints")
     if config.resume == "never":
         _keep_old_run(directory)

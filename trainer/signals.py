@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,22 @@ class Again:
         return number == signal.SIGINT and now - self._first > SAME_S
 
 
+@contextmanager
+def _untold(kind: type[BaseException]) -> Iterator[None]:
+    """Keep Python from printing such exceptions where it cannot raise them: in finalisers and callbacks."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, kind):
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+
+
 class Requests:
     """Signals that reach a rank, from its first moment to its last.
 
@@ -93,11 +110,16 @@ class Requests:
         Raises:
             StoppedEarly: as soon as a signal comes.
         """
+        asked_before = self.reason is not None
         self._at_once = True
         try:
-            yield
+            with _untold(StoppedEarly):
+                yield
         finally:
             self._at_once = False
+        # Raised within a finaliser or a callback of the garbage collector, it has gone no further than that.
+        if self.reason is not None and not asked_before:
+            raise StoppedEarly(self.reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Only the flag: a collective or a save in a handler can deadlock.

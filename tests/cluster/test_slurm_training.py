@@ -51,8 +51,8 @@ def test_usr1_saves_and_requeues_and_the_result_is_bit_identical(user: User, who
 
 
 def test_the_time_limit_saves_and_requeues_and_the_result_is_bit_identical(user: User, whole: str) -> None:
-    # SLURM looks every 30 s and may be a minute early: this signal comes within 30 s, and finds training not begun.
-    job = user.submit("limited", "--time=2", "--signal-before=90", "--setup=sleep $((25 - 25 * SLURM_RESTART_COUNT))")
+    # SLURM looks every 30 s and may be a minute early: the signal comes after 30 to 60 s, and finds training not begun.
+    job = user.submit("limited", "--time=2", "--signal-before=60", "--setup=sleep $((55 - 55 * SLURM_RESTART_COUNT))")
     user.cluster.wait(job, "PENDING", after="RUNNING")
     user.nobody_is_left()
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from spawn import _free_port, run_ranks
+from spawn import reserved_ports, run_ranks
 from trainings import QUICK, ROOT, SMALL, environment, losses, metrics, records
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,8 +46,12 @@ def train_in_turn(config: str, *runs: tuple[int, list[str]]) -> None:
 def train(folder: Path, runs: list[tuple[str, tuple[str, ...]]], world: int = 2, steps: int = STEPS) -> None:
     """Train (name, overrides) one after the other; a name that comes again goes on."""
     common = [*COMMON, f"run.dir={folder}", f"train.max_steps={steps}"]
-    commands = [(_free_port(), [*common, *overrides, f"run.name={name}"]) for name, overrides in runs]
-    run_ranks(train_in_turn, world, str(QUICK), *commands, timeout_s=500, join=False)
+    with reserved_ports(len(runs)) as ports:
+        commands = [
+            (port, [*common, *overrides, f"run.name={name}"])
+            for port, (name, overrides) in zip(ports, runs, strict=True)
+        ]
+        run_ranks(train_in_turn, world, str(QUICK), *commands, timeout_s=500, join=False)
 
 
 def checkpoint(folder: Path, name: str, stem: str, step: int = STEPS) -> Any:
@@ -142,27 +146,35 @@ def test_every_kind_of_training_is_that_of_ddp(tmp_path: Path, name: str) -> Non
 @pytest.mark.slow
 def test_every_launcher_trains_to_the_same_weights(tmp_path: Path) -> None:
     bin_dir = Path(sys.executable).parent
-    port = str(_free_port())
-    launchers = {
-        "reste": [sys.executable, "-m", "launch", "train", QUICK, "--engine", "deepspeed", "--nproc", "2"],
-        "torchrun": [bin_dir / "torchrun", "--nproc-per-node", "2", f"--master-port={port}", "-m", "trainer", QUICK],
-        "deepspeed": [bin_dir / "deepspeed", "--hostfile", "none", "--num_gpus", "2", f"--master_port={port}"],
-    }
-    launchers["deepspeed"] += ["--module", "trainer", QUICK]
-    overrides = [*COMMON, "engine=deepspeed", "deepspeed.zero=1", f"run.dir={tmp_path}", "train.max_steps=6"]
-    found = {}
-    for name, command in launchers.items():
-        done = subprocess.run(
-            [*map(str, command), *overrides, f"run.name={name}"],
-            env=environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stderr
-        manifest = json.loads((tmp_path / name / "checkpoints/step_00000006/manifest.json").read_text())
-        assert manifest["world_size"] == 2
-        found[name] = {file: told["sha256"] for file, told in manifest["files"].items() if file.endswith(".pt")}
+    with reserved_ports(1) as [port]:
+        launchers = {
+            "reste": [sys.executable, "-m", "launch", "train", QUICK, "--engine", "deepspeed", "--nproc", "2"],
+            "torchrun": [
+                bin_dir / "torchrun",
+                "--nproc-per-node",
+                "2",
+                f"--master-port={port}",
+                "-m",
+                "trainer",
+                QUICK,
+            ],
+            "deepspeed": [bin_dir / "deepspeed", "--hostfile", "none", "--num_gpus", "2", f"--master_port={port}"],
+        }
+        launchers["deepspeed"] += ["--module", "trainer", QUICK]
+        overrides = [*COMMON, "engine=deepspeed", "deepspeed.zero=1", f"run.dir={tmp_path}", "train.max_steps=6"]
+        found = {}
+        for name, command in launchers.items():
+            done = subprocess.run(
+                [*map(str, command), *overrides, f"run.name={name}"],
+                env=environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=280,
+            )
+            assert done.returncode == 0, done.stderr
+            manifest = json.loads((tmp_path / name / "checkpoints/step_00000006/manifest.json").read_text())
+            assert manifest["world_size"] == 2
+            found[name] = {file: told["sha256"] for file, told in manifest["files"].items() if file.endswith(".pt")}
     assert found["torchrun"] == found["deepspeed"] == found["reste"]
     assert set(found["reste"]) == {"model.pt", "engine.pt", "signs.pt"}

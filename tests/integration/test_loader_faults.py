@@ -145,6 +145,10 @@ def test_an_abandoned_stream_ends_and_the_next_one_starts_clean(kind: type, root
     again = [batch.images for batch in loader.load(order.plans(7, 9))]
     assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
     assert list(stream) == [], "a stream that was replaced is over"
+    # The thread of a stream that was dropped ends when it next looks.
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before + 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert threading.active_count() <= before + 1
     start = time.monotonic()
     loader.close()

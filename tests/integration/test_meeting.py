@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from slurm_daemons import free_ports
+from spawn import reserved_ports
 from trainings import ROOT, environment
 
-JOIN_S = 8  # instead of 50, for these tests' sake
+JOIN_S = 8
+"""Where ranks wait in vain; enough for two that start at once only if nothing holds one of them up."""
 RANK = """
 import os, time, torch
 from trainer.distributed import collectives
@@ -44,8 +45,11 @@ def place(rank: int, world: int, port: int, **others: str) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "RESTE_JOIN_S": str(JOIN_S),
+        "RESTE_JOIN_S": "100",
     } | others
+
+
+ALONE = {"RESTE_JOIN_S": str(JOIN_S)}
 
 
 def start(*places: dict[str, str]) -> tuple[list[int], list[str]]:
@@ -74,15 +78,15 @@ def lines(told: list[str]) -> list[str]:
 
 
 def test_ranks_that_agree_meet() -> None:
-    [port] = free_ports(1)
-    codes, told = start(place(1, 2, port), place(0, 2, port))
+    with reserved_ports(1) as [port]:
+        codes, told = start(place(1, 2, port), place(0, 2, port))
     assert codes == [0, 0], told
     assert all("sum 2" in text for text in told)
 
 
 def test_two_processes_that_are_both_rank_0_are_told_so() -> None:
-    [port] = free_ports(1)
-    codes, told = start(place(0, 2, port), place(0, 2, port))
+    with reserved_ports(1) as [port]:
+        codes, told = start(place(0, 2, port), place(0, 2, port))
     assert codes == [2, 2], told
     assert all("rank 0 is there twice: " in line and line.count("(process ") == 2 for line in lines(told))
     assert lines(told)
@@ -90,8 +94,8 @@ def test_two_processes_that_are_both_rank_0_are_told_so() -> None:
 
 def test_two_head_nodes_that_never_meet_end_by_themselves() -> None:
     # Each is its own MASTER_ADDR, as after `MASTER_ADDR=$(hostname)` on every node: there is no contact at all.
-    ports = free_ports(2)
-    codes, told = start(*(place(0, 2, port) for port in ports))
+    with reserved_ports(2) as ports:
+        codes, told = start(*(place(0, 2, port, **ALONE) for port in ports))
     assert codes == [2, 2], told
     for text, port in zip(told, ports, strict=True):
         assert f"rank 1 of 2 did not come to 127.0.0.1:{port}" in text
@@ -100,15 +104,15 @@ def test_two_head_nodes_that_never_meet_end_by_themselves() -> None:
 
 
 def test_world_sizes_that_differ_are_both_named() -> None:
-    [port] = free_ports(1)
-    codes, told = start(place(0, 2, port), place(1, 3, port))
+    with reserved_ports(1) as [port]:
+        codes, told = start(place(0, 2, port), place(1, 3, port))
     assert codes == [2, 2], told
     assert any("rank 0 of 2" in line and "rank 1 of 3" in line for line in lines(told)), told
 
 
 def test_a_rank_that_finds_no_rank_0_names_the_address() -> None:
-    [port] = free_ports(1)
-    codes, told = start(place(1, 2, port))
+    with reserved_ports(1) as [port]:
+        codes, told = start(place(1, 2, port, **ALONE))
     assert codes == [2]
     assert f"rank 1 of 2 on {os.uname().nodename}" in told[0]
     assert f"MASTER_PORT={port}" in told[0]
@@ -125,8 +129,8 @@ def test_a_missing_address_is_named_before_anything_is_waited_for(absent: str) -
 
 def test_a_machine_on_which_torch_sees_no_gpu_is_named_to_those_that_have_some() -> None:
     """Else these would wait for it in NCCL, and it for them in gloo."""
-    [port] = free_ports(1)
-    codes, told = start(place(0, 2, port, DEVICE="cuda"), place(1, 2, port))
+    with reserved_ports(1) as [port]:
+        codes, told = start(place(0, 2, port, DEVICE="cuda"), place(1, 2, port))
     assert codes == [2, 2], told
     assert any(
         all(words in line for words in ("devices contradict each other", "on cpu", "on cuda")) for line in lines(told)

@@ -54,7 +54,8 @@ def test_a_run_killed_twice_equals_the_uninterrupted_one(
     run = tmp_path / "killed"
     journal, log = run / "journal.jsonl", tmp_path / "log.txt"
     for step, saved in ((8, 5), (17, 15)):
-        with Life(*command, log=log) as life:
+        # The steps after it are slow, so that it is not over before it is killed.
+        with Life(*command, log=log, faults=f"slow@*:{step + 1}-{STEPS}=0.5") as life:
             life.wait_for_step(journal, step)
             life.wait_for(run / f"checkpoints/step_{saved:08d}/manifest.json")
             life.kill()

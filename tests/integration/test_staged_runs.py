@@ -55,7 +55,8 @@ def events(journal: Path, name: str) -> list[dict[str, object]]:
 
 def kill_in(stage: str, command: list[str], whole: Path, log: Path) -> None:
     """Kill a start after its stage's fourth step, once the checkpoint of the third is there."""
-    with Life(*command, log=log) as life:
+    # Its last steps are slow, so that it is not over before it is killed.
+    with Life(*command, log=log, faults="slow@0:5-99=0.5") as life:
         run = whole / stage
         life.wait_for(run / "checkpoints" / "step_00000003" / "manifest.json")
         life.wait_for_step(run / "journal.jsonl", 4)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from trainings import QUICK, SMALL, Life, metrics, records, reste
 
+from trainer import signals
+
 pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
 slow = pytest.mark.slow
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer")
@@ -53,7 +55,7 @@ def test_one_ctrl_c_of_a_terminal_saves_and_a_second_one_ends_at_once(tmp_path: 
         for rank in life.ranks():
             os.kill(rank, signal.SIGSTOP)  # so that they cannot answer the first
         os.killpg(life.process.pid, signal.SIGINT)
-        time.sleep(1.2)
+        time.sleep(signals.SAME_S + 2)
         os.killpg(life.process.pid, signal.SIGINT)
         assert life.process.wait(60) == 130, log.read_text()
         assert not life.survivors()

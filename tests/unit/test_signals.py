@@ -74,6 +74,25 @@ def test_where_nothing_is_to_save_a_signal_stops_at_once_and_only_there() -> Non
     assert not issubclass(StoppedEarly, Exception), "a library that tries again would swallow it"
 
 
+def test_a_signal_that_comes_in_a_finaliser_stops_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+
+    def work() -> None:
+        with requests.at_once():
+            Finalised()  # Python cannot raise there, says so on the error stream and goes on
+            went_on.append(True)
+
+    requests, went_on = Requests(), []
+    hook = sys.unraisablehook
+    with requests.received(), pytest.raises(StoppedEarly, match="SIGTERM"):
+        work()
+    assert went_on
+    assert "Traceback" not in capsys.readouterr().err
+    assert sys.unraisablehook is hook
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -144,6 +144,23 @@ def test_writing_json_to_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypa
     assert [other.name for other in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_processes_and_threads_that_write_one_file_at_once_do_not_spoil_each_others(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    code = (
+        "import sys, threading\nfrom pathlib import Path\nfrom trainer.tracking.files import write_json\n"
+        "def write(me):\n    for _ in range(200): write_json(Path(sys.argv[1]), {'by': me * 1000}, durable=False)\n"
+        "threads = [threading.Thread(target=write, args=[sys.argv[2] + n]) for n in 'ab']\n"
+        "threading.excepthook = lambda args: print(args.exc_value, file=sys.stderr)\n"
+        "[thread.start() for thread in threads]\n[thread.join() for thread in threads]\n"
+    )
+    write_json(path, {"by": "nobody"})
+    writers = [subprocess.Popen([sys.executable, "-c", code, path, me], stderr=subprocess.PIPE) for me in "12"]
+    while any(writer.poll() is None for writer in writers):
+        assert json.loads(path.read_text())["by"]
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert [other.name for other in tmp_path.iterdir()] == ["status.json"]
+
+
 def test_a_lock_excludes_other_processes_and_dies_with_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (

@@ -8,11 +8,11 @@ import struct
 from pathlib import Path
 
 _BYTES_SENT = 200
-"""Offset of tcpi_bytes_sent in struct tcp_info (linux/tcp.h, from Linux 4.19 on)."""
+"""Offset of tcpi_bytes_sent in struct tcp_info (linux/tcp.h, from Linux 4.19 on); tcpi_bytes_retrans is next."""
 
 
 def bytes_sent() -> int | None:
-    """Payload of all segments sent by this process's open TCP connections; None where that is not told."""
+    """Payload that this process's open TCP connections have sent, each byte once; None where that is not told."""
     total = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -24,7 +24,8 @@ def bytes_sent() -> int | None:
                 told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:  # closed meanwhile
             continue
-        if len(told) < _BYTES_SENT + 8:
+        if len(told) < _BYTES_SENT + 16:
             return None
-        total += struct.unpack_from("Q", told, _BYTES_SENT)[0]
+        sent, again = struct.unpack_from("QQ", told, _BYTES_SENT)
+        total += sent - again
     return total

@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     Raises:
         OSError: The folder is missing, read-only or full; the old file is then untouched and no stump stays.
     """
-    stump = path.with_name(f".{path.name}.tmp")
+    # Of this thread alone: two ranks may write status.json at once.
+    stump = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with stump.open("w", encoding="utf-8") as file:
             json.dump(jsonable(value), file, indent=1, allow_nan=False)
