@@ -103,9 +103,8 @@ def run(
     """
     training = load_training(path, overrides)
     many, within_s = counts(gpus), 3600 * within_hours
-    staged = [(stage.name, stage.config) for stage in training.stages] or [("", training.config)]
     parts = []
-    for name, config in staged:
+    for name, config in [(stage.name, stage.config) for stage in training.stages] or [("", training.config)]:
         data = describe_data(config, bytes_per_image)
         # Each stage has a batch of its own; one beside it for all of them would be no training.
         sizes = batch_sizes(batches, config, data) if batches or not name else [config.train.batch_size]
@@ -115,9 +114,21 @@ def run(
     if as_json:
         print(json.dumps(as_values(parts, measured, given)))
         return
+    print_parts(path, parts, measured, given)
+    for runs in together(parts) if training.stages else []:
+        print_together(runs, within_s)
+
+
+def _console() -> Console:
     console = Console(highlight=False, soft_wrap=True)
     # A column that is cut off says nothing; lines of a narrow terminal wrap.
     console.width = max(console.width, _WIDTH)
+    return console
+
+
+def print_parts(path: Path, parts: list[Part], measured: Measured, given: Assumptions) -> None:
+    """What is assumed and the tables, run by run; what holds for several is told once."""
+    console = _console()
     said: set[str] = set()
     for number, part in enumerate(parts, 1):
         stage = f"stage {number} of {len(parts)}, {part.name}: " if part.name else ""
@@ -129,9 +140,6 @@ def run(
             said.add(line)
         for batch in part.batches:
             print_batch(console, batch, measured, whole=not part.name)
-    if training.stages:
-        for runs in together(parts):
-            print_together(console, runs, within_s)
 
 
 def together(parts: list[Part]) -> list[list[Prediction]]:
@@ -226,8 +234,9 @@ def print_batch(console: Console, batch: Batch, measured: Measured, *, whole: bo
         console.print(f"  {line}", markup=False)
 
 
-def print_together(console: Console, runs: list[Prediction], within_s: float) -> None:
+def print_together(runs: list[Prediction], within_s: float) -> None:
     """The table of all stages as one run, and which number of devices ends in time."""
+    console = _console()
     table = Table(title="\nall stages", title_justify="left", box=None, pad_edge=False)
     for name in ("GPUs", "run", "cost"):
         table.add_column(name, justify="right", no_wrap=True)
