@@ -15,8 +15,11 @@ import pytest
 import torch
 from method_pairs import pairs
 from spawn import run_ranks
+from timm.models import generate_default_cfgs, register_model
 from trainings import QUICK, ROOT, SMALL, losses, train_here
 
+from models.entry import build, default_cfg
+from models.resnet import RESNET20, BinaryResNet, PlainBlock
 from trainer.study.methods import find_methods
 from trainer.study.sweep import keys_of, written
 
@@ -46,11 +49,24 @@ COMMON = (
 )
 
 
+default_cfgs = generate_default_cfgs(
+    {"resnet8_1w1a": default_cfg(size=32, num_classes=10, first_conv="conv1", classifier="linear")}
+)
+
+
+@register_model
+def resnet8_1w1a(pretrained: bool = False, **kwargs: Any) -> BinaryResNet:
+    """ResNet-20 with a third of its blocks, whose graphs are captured in a third of the time."""
+    return build(
+        BinaryResNet, "resnet8_1w1a", pretrained, 4, block=PlainBlock, **(RESNET20 | {"depths": (1, 1, 1)}), **kwargs
+    )
+
+
 def command(folder: Path, row: dict[str, Any], name: str, steps: int) -> list[str]:
     """The overrides of one run of a row."""
     own = {key: value for key, value in row.items() if key not in ("method", "continued")}
     place = {"run.dir": str(folder), "run.name": f"{ROWS.index(row)}-{name}", "train.max_steps": steps}
-    return [*COMMON, *METHODS[row["method"]], *written(own | place)]
+    return [*COMMON, "model.name=resnet8_1w1a", *METHODS[row["method"]], *written(own | place)]
 
 
 def train_captured(config: str, *runs: list[str]) -> list[int]:
