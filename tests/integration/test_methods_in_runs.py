@@ -66,7 +66,10 @@ def command(folder: Path, row: dict[str, Any], name: str, steps: int) -> list[st
     """The overrides of one run of a row."""
     own = {key: value for key, value in row.items() if key not in ("method", "continued")}
     place = {"run.dir": str(folder), "run.name": f"{ROWS.index(row)}-{name}", "train.max_steps": steps}
-    return [*COMMON, "model.name=resnet8_1w1a", *METHODS[row["method"]], *written(own | place)]
+    method = METHODS[row["method"]]
+    # A method's own network stays, also where it is a stage that names one: the command line would win.
+    small = [] if any("model.name" in each for each in method) else ["model.name=resnet8_1w1a"]
+    return [*COMMON, *small, *method, *written(own | place)]
 
 
 def train_captured(config: str, *runs: list[str]) -> list[int]:
