@@ -60,7 +60,7 @@ def apply_switches(train: TrainConfig, environment: Environment, device: torch.d
     if train.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(train.deterministic)  # imports the compiler, too
     chosen = os.environ.get("OMP_NUM_THREADS")
-    if device.type == "cpu" and (chosen is None or (chosen == "1" and environment.launcher == "torchrun")):
+    if device.type == "cpu" and (not chosen or (chosen == "1" and environment.launcher == "torchrun")):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // environment.local_world_size))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +31,19 @@ def test_what_one_stage_switches_on_the_next_switches_off() -> None:
     assert not inductor.triton.cudagraphs, "graphs are of GPUs"
     apply_switches(TrainConfig(), Environment(), CPU)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("told", "launcher", "threads"),
+    [(None, "none", 2), ("", "none", 2), ("1", "torchrun", 2), ("1", "none", 7), ("3", "torchrun", 7)],
+)
+def test_ranks_share_the_cores_unless_somebody_said_how_many(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, launcher: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    torch.set_num_threads(7)
+    apply_switches(TrainConfig(), Environment(world_size=4, local_world_size=4, launcher=launcher), CPU)
+    assert torch.get_num_threads() == threads
