@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from trainer.bench.suite import RECORDS
+from trainer.bench.suite import records
 from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.plan.network import Algorithm, Fabric, Link
@@ -49,13 +49,14 @@ def measured_rate(record: Path | None, images_per_s: float | None, at_images: in
     return Measured(Rate.of(points, fixed_ms / 1000), f"{told} ({found.device}, {record})", found)
 
 
-def newest_rates(folder: Path = RECORDS) -> Path:
+def newest_rates() -> Path:
     """The newest record of `reste bench step` that was made on such a machine as this one.
 
     Raises:
         ConfigError: there is none.
     """
     here = _hardware(build_manifest(seed=0, config_digest="", data_digest="", world_size=1)["machine"])
+    folder = records()
     for path in sorted(folder.glob("*/step.json"), reverse=True):
         found = json.loads(path.read_text(encoding="utf-8"))
         if "points" in found and _hardware(found["machine"]) == here:

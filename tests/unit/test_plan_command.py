@@ -174,8 +174,9 @@ def test_every_stage_of_a_training_is_planned_and_their_times_are_added() -> Non
     assert text.count("within 1 h") == 1, "of the whole alone"
 
 
+@pytest.mark.parametrize("place", ["benchmarks/records", "records"])
 def test_without_a_rate_it_takes_the_newest_that_was_measured_on_such_a_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
@@ -185,10 +186,10 @@ def test_without_a_rate_it_takes_the_newest_that_was_measured_on_such_a_machine(
     machine = build_manifest(seed=0, config_digest="", data_digest="", world_size=1)["machine"]
     what = {"device": "cpu", "model": "resnet18_1w1a", "image_size": 224, "precision": "bf16"}
     for day, each, rate in ((1, machine, 30.0), (2, machine, 40.0), (3, machine | {"cpu": "another"}, 50.0)):
-        folder = tmp_path / "benchmarks" / "records" / f"2026-01-0{day}_x"
+        folder = tmp_path / place / f"2026-01-0{day}_x"
         folder.mkdir(parents=True)
         points = [{"images": 32, "images_per_s": rate}]
         (folder / "step.json").write_text(json.dumps({"machine": each, "points": points} | what))
-    (tmp_path / "benchmarks" / "records" / "2026-01-04_x").mkdir()
-    (tmp_path / "benchmarks" / "records" / "2026-01-04_x" / "step.json").write_text('{"rows": []}')
-    assert "40 images/s at 32 (cpu, benchmarks/records/2026-01-02_x/step.json)" in plan("--gpus", "8")
+    (tmp_path / place / "2026-01-04_x").mkdir()
+    (tmp_path / place / "2026-01-04_x" / "step.json").write_text('{"rows": []}')
+    assert f"40 images/s at 32 (cpu, {place}/2026-01-02_x/step.json)" in plan("--gpus", "8")

@@ -100,13 +100,17 @@ def facts(bench: Bench, seconds: float) -> dict[str, Any]:
     }
 
 
+def records() -> Path:
+    """Where records lie: `benchmarks/records/` of the working directory if it is there, else `records/`."""
+    return RECORDS if RECORDS.is_dir() else Path(RECORDS.name)
+
+
 def record_folder() -> Path:
-    """`DATE_HARDWARE` in `benchmarks/records/` of the working directory if it is there, else in `records/`."""
+    """`DATE_HARDWARE` within `records`."""
     from torch.cuda import device_count, get_device_name
 
     count = device_count()
     names = {get_device_name(number) for number in range(count)}
     gpus = re.sub(r"[^a-z0-9]+", "-", "-".join(sorted(names)).lower()).strip("-")
     hardware = f"{gpus}-x{count}" if count else f"cpu{len(os.sched_getaffinity(0))}"
-    parent = RECORDS if RECORDS.is_dir() else Path(RECORDS.name)
-    return parent / f"{datetime.now(UTC).date().isoformat()}_{hardware}"
+    return records() / f"{datetime.now(UTC).date().isoformat()}_{hardware}"

@@ -118,9 +118,9 @@ def statistics_group(config: Config, work: Workload, gpus: int, per_node: int) -
         raise ConfigError(f"more ranks than a micro-batch has images ({most})")
     group = batchnorm_ranks(config, Environment(world_size=gpus, local_world_size=min(gpus, per_node)))
     parts = gpus // group
-    least = min(work.batch_size, work.last_batch) // work.accumulation // parts
+    size = min(work.batch_size, work.last_batch)
+    least = size // work.accumulation // parts
     if work.channels and least < work.least_images:
-        size = min(work.batch_size, work.last_batch)
         raise ConfigError(
             f"a batch of {size} images leaves {f'some of {parts} groups of batch norm' if parts > 1 else 'batch norm'} "
             f"{least}, it needs {work.least_images}: set {larger_shares(parts, work.accumulation)}"
