@@ -15,8 +15,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[ROW]...",
-            help="estimator, layer, step, memory, int8, weights, loader, loop, trainer, indicators, scaling; "
-            "all by default.",
+            help="estimator, layer, step, memory, int8, weights, loader, loop, trainer, input, indicators, "
+            "scaling, buckets; all by default.",
             show_default=False,
         ),
     ] = None,

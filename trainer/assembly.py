@@ -412,6 +412,7 @@ def create_engine(
         start, stop = part(0, size, order.rank, order.world)
         # The shape that sample ids will have, so that noise is compiled once.
         set_draws(model, seed=config.seed, step=0, samples=torch.arange(stop - start))
+        pixels.settle(stop - start, side)
         engine.settle(pixels.blank(stop - start, side))
     return engine, pixels, time.perf_counter() - began
 

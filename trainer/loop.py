@@ -68,8 +68,8 @@ def train_step(run: Run) -> dict[str, torch.Tensor]:
     for micro in range(micro_batches):
         batch = run.feed.take()
         run.follow_batch(batch.plan)
-        images, labels = run.pixels(batch)
         whole = run.order.is_whole(batch.plan)
+        images, labels = run.pixels(batch, whole=whole)
         with run.engine.accumulate(last=micro == micro_batches - 1):
             outputs = run.engine.forward(images, whole=whole)
             run.feed.forwarded()

@@ -51,7 +51,11 @@ def measured(tmp_path: Path, *names: str) -> dict[str, list[dict]]:
 def test_the_estimator_is_measured(tmp_path: Path) -> None:
     rows = measured(tmp_path, "estimator")["estimator"]
     goals = [(row["must"], row["aim"], row["better"]) for row in rows]
-    assert goals == [(2.5, 1.5, "lower"), (None, None, "lower"), (None, None, "higher")]
+    assert goals == [(2.5, 1.5, "lower"), (None, None, "lower"), (None, None, "higher"), (None, None, "higher")]
+    reste, copied = rows[0]["ours"], rows[3]
+    assert copied["unit"] == "ms/GB"
+    # 4,096 elements, of which forward and backward read three numbers and write two.
+    assert copied["ours"] == pytest.approx(reste / (4096 * 5 * 4 / 1e9))
 
 
 @pytest.mark.slow
@@ -59,10 +63,11 @@ def test_the_estimator_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "counts"),
     [
-        (("layer", "step", "memory"), (2, 3, 4)),
+        (("layer", "step", "memory"), (2, 3, 5)),
         (("int8", "weights"), (1, 1)),
         (("loader",), (3,)),
-        (("loop", "trainer", "indicators"), (1, 2, 1)),
+        (("loop", "trainer", "indicators"), (2, 2, 1)),
+        (("input", "buckets"), (2, 1)),
     ],
 )
 def test_a_benchmark_prints_its_ratios(tmp_path: Path, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
@@ -186,8 +191,9 @@ def test_the_search_needs_a_place_to_write_and_prepared_data_before_it_measures(
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_rows_are_measured_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run(["estimator", "layer", "step", "memory", "loop"], repeats=1, quick=True, processor=False, out=tmp_path)
-    for name in ("estimator", "layer", "step", "memory", "loop"):
+    names = ["estimator", "layer", "step", "memory", "loop", "input"]
+    bench.run(names, repeats=1, quick=True, processor=False, out=tmp_path)
+    for name in names:
         assert json.loads((tmp_path / f"{name}.json").read_text())["device"] == "cuda"
     with pytest.raises(ConfigError, match="--processor"):
         bench.run(["step"], repeats=1, quick=True, processor=True, out=tmp_path)

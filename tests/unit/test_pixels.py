@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -23,9 +25,26 @@ def batch_of(count: int, size: int) -> Batch:
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("count", "size"), [(7, 5), (1, 8), (0, 4)])
 def test_images_are_mirrored_and_normalised(precision: str, channels_last: bool, count: int, size: int) -> None:
-    batch = batch_of(count, size)
     pixels = Pixels(torch.device("cpu"), precision=precision, channels_last=channels_last, mean=MEAN, std=STD)
-    images, labels = pixels(batch)
+    check(pixels, precision, channels_last, count, size)
+
+
+@pytest.mark.parametrize(("precision", "channels_last"), [("bf16", True), ("fp64", False)])
+def test_compiled_they_are_the_same(precision: str, channels_last: bool) -> None:
+    """As on a GPU, by a CPU's compiler, which divides as NumPy does."""
+    cpu = torch.device("cpu")
+    pixels = Pixels(cpu, precision=precision, channels_last=channels_last, mean=MEAN, std=STD, compile=True)
+    with patch.object(Pixels, "_line", side_effect=AssertionError("not by compiled code")):
+        for count in (7, 5):
+            pixels.settle(count, 6)
+            check(pixels, precision, channels_last, count, 6, whole=True)
+    check(pixels, precision, channels_last, 3, 6)
+
+
+def check(pixels: Pixels, precision: str, channels_last: bool, count: int, size: int, *, whole: bool = False) -> None:
+    """What `pixels` makes of a batch, bit for bit."""
+    batch = batch_of(count, size)
+    images, labels = pixels(batch, whole=whole)
     dtype = np.float64 if precision == "fp64" else np.float32
     assert images.shape == (count, 3, size, size)
     assert labels.tolist() == list(range(count))

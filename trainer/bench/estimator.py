@@ -18,10 +18,14 @@ CALLS = 20
 """In one measurement."""
 ON_A_GPU = 64
 """Times as many there, so that the tensors do not fit its caches and no launch is seen."""
+BYTES = 20
+"""Of an element in float32, forward (read x, write its sign) and backward (read x and a gradient, write one)."""
+COPIED_BYTES = 8
+"""Of an element that is copied: read, written."""
 
 
 def estimator_rows(bench: Bench) -> Iterator[Row]:
-    """Forward and backward of `reste_sign` in float32, against those of `x * 1.5` and of the naive sign."""
+    """Forward and backward of `reste_sign` in float32, against those of `x * 1.5`, the naive sign, and a copy."""
     count = 2**12 if bench.quick else ELEMENTS * (ON_A_GPU if bench.is_cuda else 1)
     power = torch.tensor(2.0, device=bench.device)
     x = torch.randn(count, device=bench.device, requires_grad=True)
@@ -34,12 +38,19 @@ def estimator_rows(bench: Bench) -> Iterator[Row]:
 
         return work
 
+    source, target = x.detach(), torch.empty_like(x)
+
+    def copy() -> None:
+        for _ in range(CALLS):
+            target.copy_(source)
+
     times = bench.race(
         {
             "reste": both_ways(bench.compile(lambda x: reste_sign(x, power))),
             "multiply": both_ways(bench.compile(lambda x: x * 1.5)),
             "eager multiply": both_ways(lambda x: x * 1.5),
             "naive": both_ways(lambda x: NaiveSign.apply(x, power)),
+            "copy": copy,
         }
     )
     where = f"{count:,} elements, float32"
@@ -48,6 +59,12 @@ def estimator_rows(bench: Bench) -> Iterator[Row]:
     yield ratio("estimator", "time / that of x * 1.5", where, reste, multiply, Goal(2.5, 1.5, "lower"))
     yield ratio("estimator", "time / that of x * 1.5 not compiled", where, reste, eager, better="lower")
     yield ratio("estimator", "rate over the naive sign's", where, reste, times["naive"])
+    # Both in the time of a gigabyte, so that their ratio is that of bandwidths.
+    ours, copied = (
+        [ms * 1e9 / (size * count) for ms in side] for side, size in ((reste, BYTES), (times["copy"], COPIED_BYTES))
+    )
+    goal = Goal(0.8, 0.9) if bench.is_cuda else None
+    yield ratio("estimator", "bandwidth over a copy's", where, ours, copied, goal, unit="ms/GB")
 
 
 def layer_rows(bench: Bench) -> Iterator[Row]:

@@ -1,9 +1,12 @@
-"""The trainer around its step: its loop against a bare one, binary against dense and naive, a probe's cost."""
+"""The trainer around its step: its loop against a bare one, files against made-up images, a probe's cost."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
+import math
+import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
@@ -16,10 +19,11 @@ import torch.nn.functional as F
 
 import models  # noqa: F401  (registers the names)
 from trainer.assembly import build
-from trainer.bench.core import Bench, Goal, Row, Work, ratio
+from trainer.bench.core import WARM_UP, Bench, Goal, Row, Work, ratio
 from trainer.bench.loaders import torchvision_loader
 from trainer.bench.naive import make_naive
 from trainer.bench.networks import DENSE
+from trainer.bench.photographs import write_photographs
 from trainer.config import load_config
 from trainer.data.prepare.digits import prepare_digits
 from trainer.events import log_indicators, log_training
@@ -30,6 +34,8 @@ from trainer.run import Plan, Run
 FOREVER = ("train.epochs=1000000", "log.print_s=1000000", "tracking.enabled=false", "estimator.schedule=constant")
 """Longer than anybody measures, at one power."""
 LARGE = "resnet18_1w1a"
+WANTED = 12_000
+"""Images a second of a GPU, with which eight of them train the paper's 250 epochs in about an hour."""
 SMALL = ("model.name=resnet20_1w1a", "data.image_size=32", "data.synthetic.classes=10", "augment.crop=pad")
 
 
@@ -37,14 +43,20 @@ def loop_rows(bench: Bench) -> Iterator[Row]:
     """Chunks of the trainer's steps, with what its loop does around them, and of a bare loop's, on made-up images.
 
     ResNet-18 at 224 pixels, both sides compiled, in the machine's precision; and without a goal ResNet-20 at 32 pixels,
-    both sides eager, whose step is so short that all around it weighs most.
+    both sides eager, whose step is so short that all around it weighs most. Then how even the trainer's steps are, of
+    ResNet-18 on a GPU and of ResNet-20 elsewhere.
     """
     if not bench.quick:
-        precision = "fp32" if bench.dtype is None else bench.precision
-        large = (f"model.name={LARGE}", "data.image_size=224", f"train.precision={precision}", "train.compile=true")
         batch, chunk = (256, 20) if bench.is_cuda else (32, 3)
-        yield _loop_row(bench, LARGE, large, batch, chunk, compiled=True, goal=Goal(0.97, 0.99))
+        yield _loop_row(bench, LARGE, large(bench), batch, chunk, compiled=True, goal=Goal(0.97, 0.99))
     yield _loop_row(bench, "resnet20_1w1a", SMALL, 32, 2 if bench.quick else 20, compiled=False)
+    yield _evenness_row(bench)
+
+
+def large(bench: Bench) -> tuple[str, ...]:
+    """ResNet-18 as it is trained: 224 pixels, compiled, in the machine's precision."""
+    precision = "fp32" if bench.dtype is None else bench.precision
+    return f"model.name={LARGE}", "data.image_size=224", f"train.precision={precision}", "train.compile=true"
 
 
 def _loop_row(
@@ -84,13 +96,32 @@ def _loop_row(
     return ratio("loop", "rate, the trainer's loop over a bare one", where, times["trainer"], times["bare"], goal)
 
 
+def _evenness_row(bench: Bench) -> Row:
+    """Every step waited for: what makes one late (the host, the allocator, another program) is no other step's."""
+    name, overrides, batch = (LARGE, large(bench), 256) if bench.is_cuda else ("resnet20_1w1a", SMALL, 32)
+    steps = 2 if bench.quick else 100
+    slow, usual = [], []
+    with trainer("data.loader=synthetic", f"train.batch_size={batch}", *overrides) as run:
+        step = steps_of(run, 1)
+        for number in range(WARM_UP + bench.repeats):
+            times = sorted(bench.milliseconds(step) for _ in range(steps))
+            if number >= WARM_UP:
+                slow.append(times[math.ceil(0.99 * steps) - 1])
+                usual.append(statistics.median(times))
+        size = run.config.data.image_size
+    where = f"{name}, {size} px, batch {batch}, {steps} steps of the trainer's loop, each logged"
+    goal = Goal(1.1, 1.05, "lower") if bench.is_cuda else None
+    return ratio("loop", "time of a step, 99th percentile / median", where, slow, usual, goal, better="lower")
+
+
 def trainer_rows(bench: Bench) -> Iterator[Row]:
     """Whole training on the digits, read from files by our loader: binary, dense; and naive, read by a DataLoader."""
     chunk, batch = (1, 8) if bench.quick else (10, 64)
+    loader = f"data.loader={file_loader()}"
     with tempfile.TemporaryDirectory() as folder, ExitStack() as runs:
         root = Path(folder) / "digits"
         prepare_digits(root)
-        ours = (*SMALL, f"data.root={root}", f"train.batch_size={batch}", "data.workers=1", "data.prefetch=3")
+        ours = (*SMALL, f"data.root={root}", f"train.batch_size={batch}", "data.workers=1", "data.prefetch=3", loader)
         bits = tuple(f"model.{name}={count}" for name, count in DENSE.items())
         binary = runs.enter_context(trainer(*ours))
         dense = runs.enter_context(trainer(*ours, *bits))
@@ -99,6 +130,45 @@ def trainer_rows(bench: Bench) -> Iterator[Row]:
     where = f"resnet20 on digits, 32 px, batch {batch}, {binary.config.data.loader} loader"
     yield ratio("trainer", "rate, binary over dense", where, times["binary"], times["dense"])
     yield ratio("trainer", "rate, binary over a naive loop", where, times["binary"], times["naive"])
+
+
+def input_rows(bench: Bench) -> Iterator[Row]:
+    """Training ResNet-18 at 224 pixels, its images decoded from files, or made up; the rate that a day's plan needs."""
+    batch, chunk, count = (8, 1, 16) if bench.quick else (256, 20, 4096) if bench.is_cuda else (32, 3, 512)
+    network = SMALL if bench.quick else large(bench)
+    common = (f"train.batch_size={batch}", *network)
+    dense = tuple(f"model.{name}={bits}" for name, bits in DENSE.items())
+    loader = file_loader()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as runs:
+        root = Path(folder) / "photographs"
+        write_photographs(root, count)
+        files = ("augment.crop=rrc", f"data.root={root}", f"data.loader={loader}")
+        made_up = (*common, "data.loader=synthetic", "data.synthetic.classes=1000")
+        sides = {"files": (*common, *files), "made up": made_up, "dense": (*made_up, *dense)}
+        started = {name: runs.enter_context(trainer(*overrides)) for name, overrides in sides.items()}
+        times = bench.race({name: steps_of(run, chunk) for name, run in started.items()})
+        config = started["files"].config
+    where = f"{config.model.name}, {config.data.image_size} px, batch {batch}, {bench.precision}"
+    photographs = f"{where}, {count} JPEGs of 500 x 375, {loader} loader"
+    goal = Goal(0.85, 0.95) if bench.is_cuda else None
+    what = "rate of the trainer, images from files over made up"
+    yield ratio("input", what, photographs, times["files"], times["made up"], goal)
+    goal = Goal(0.9, 1.0) if bench.is_cuda else None
+    yield ratio("input", "rate of the trainer, binary over dense", where, times["made up"], times["dense"], goal)
+    if bench.is_cuda:
+        for name in ("dense", "made up"):
+            wanted = [1e3 * chunk * batch / WANTED] * bench.repeats
+            what = f"rate of the trainer over {WANTED:,} images/s, {'dense' if name == 'dense' else 'binary'}"
+            yield ratio("input", what, where, times[name], wanted, Goal(1.0, 1.25))
+
+
+def file_loader() -> str:
+    """`data.loader` for files, as it can be had here."""
+    try:
+        importlib.import_module("nvidia.dali")
+    except ImportError:
+        return "torchvision"
+    return "dali"
 
 
 def indicator_rows(bench: Bench) -> Iterator[Row]:

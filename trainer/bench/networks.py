@@ -138,16 +138,23 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
     yield _saved_row(bench, recompute=False)
     yield _saved_row(bench, recompute=True)
     steps = Steps(bench)
-    peaks = {}
-    for name, make in (("binary", steps.binary), ("dense", steps.dense), ("naive float32", steps.naive)):
+    where = f"{steps.where}, {bench.precision}"
+    binary, recomputed = (_peak(bench, steps, steps.binary, recompute=recompute) for recompute in (False, True))
+    dense, naive = (_peak(bench, steps, make) for make in (steps.dense, steps.naive))
+    of_dense, of_naive = Goal(1.0, 0.7, "lower"), Goal(0.5, 0.35, "lower")
+    yield ratio("memory", "peak of a step, binary / dense", where, [binary], [dense], of_dense, unit="MiB")
+    what = "peak of a step, binary with signs recomputed / dense"
+    yield ratio("memory", what, where, [recomputed], [dense], of_dense, unit="MiB")
+    yield ratio("memory", "peak of a step, binary / naive float32", where, [binary], [naive], of_naive, unit="MiB")
+
+
+def _peak(bench: Bench, steps: Steps, make: Callable[[], Step], *, recompute: bool = False) -> float:
+    """MiB."""
+    torch._dynamo.reset()  # else the code of one would serve the other
+    with functorch.patch(ban_recompute_materialized_backward=not recompute):
         step = make()
         step()  # what is compiled and allocated once
-        peaks[name] = peak_bytes(step, bench.device, [step.model, step.optimizer, steps.images]) / 2**20
-        del step
-    binary = [peaks["binary"]]
-    for name, goal in (("dense", Goal(1.0, 0.7, "lower")), ("naive float32", Goal(0.5, 0.35, "lower"))):
-        where = f"{steps.where}, {bench.precision}"
-        yield ratio("memory", f"peak of a step, binary / {name}", where, binary, [peaks[name]], goal, unit="MiB")
+    return peak_bytes(step, bench.device, [step.model, step.optimizer, steps.images]) / 2**20
 
 
 def _saved_row(bench: Bench, *, recompute: bool) -> Row:

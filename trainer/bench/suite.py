@@ -27,8 +27,10 @@ ROWS = {
     "loader": "loaders.loader_rows",
     "loop": "loop.loop_rows",
     "trainer": "loop.trainer_rows",
+    "input": "loop.input_rows",
     "indicators": "loop.indicator_rows",
     "scaling": "scaling.scaling_rows",
+    "buckets": "scaling.bucket_rows",
 }
 RECORDS = Path("benchmarks/records")
 

@@ -73,9 +73,9 @@ class _MarkedPixels:
     def __init__(self, pixels: Pixels) -> None:
         self._pixels = pixels
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: Batch, *, whole: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         with record_function(PREFIX + "to_device"):
-            return self._pixels(batch)
+            return self._pixels(batch, whole=whole)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pixels, name)
