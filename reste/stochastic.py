@@ -168,7 +168,7 @@ def set_draws(model: nn.Module, *, seed: int, step: int, samples: Tensor) -> Non
         if isinstance(weight, RandomSign):
             _tell(weight, key_of(seed, step, number, 0), torch.arange(len(layer.weight), device=weight.rows.device))
         if isinstance(activation, RandomSign):
-            samples = samples.to(activation.rows.device)
+            samples = samples.to(activation.rows.device, non_blocking=True)
             _tell(activation, key_of(seed, step, number, 1), samples)
 
 

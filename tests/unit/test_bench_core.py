@@ -51,6 +51,15 @@ def test_contestants_take_turns_and_each_round_begins_with_another() -> None:
     assert {name: len(found) for name, found in times.items()} == dict.fromkeys(names, 4)
 
 
+def test_a_lead_is_not_timed_and_the_time_of_several_calls_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(Bench, "_clock", lambda _: 2.0 * calls.count("s") + calls.count("q"))
+    works = {name: (lambda name=name: calls.append(name)) for name in "sq"}
+    times = Bench(CPU, repeats=2).race(works, calls=3, lead=True)
+    assert "".join(calls) == "sq" * WARM_UP + "ssssqqqq" + "qqqqssss"
+    assert times == {"s": [2000.0, 2000.0], "q": [1000.0, 1000.0]}
+
+
 def test_the_clock_counts_waiting_and_processors_time_does_not() -> None:
     wall = Bench(CPU).milliseconds(lambda: time.sleep(0.2))
     busy = Bench(CPU, processor=True).milliseconds(lambda: time.sleep(0.2))

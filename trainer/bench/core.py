@@ -17,6 +17,8 @@ from trainer.processes import children, cpu_seconds
 Work = Callable[[], object]
 WARM_UP = 2
 """Unmeasured rounds: compilers, caches and allocators settle in them."""
+CALLS = 20
+"""Of something short, in one measurement."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,15 @@ class Bench:
         """The precision of networks, in a word."""
         return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
-    def race(self, contestants: Mapping[str, Work]) -> dict[str, list[float]]:
-        """Milliseconds of every contestant in every round; each round begins with another one."""
+    def race(self, contestants: Mapping[str, Work], *, calls: int = 1, lead: bool = False) -> dict[str, list[float]]:
+        """Milliseconds of a call of every contestant in every round; each round begins with another one.
+
+        Args:
+            contestants: what is timed, under their names.
+            calls: that are timed together. Many, where the host would otherwise be seen around short work of a GPU.
+            lead: let each run once, unmeasured, before it is timed. Needed where a contestant works on after its turn,
+                as a loader does until its queue is full: it would slow the next one, and find its own work done.
+        """
         names = list(contestants)
         for _ in range(WARM_UP):
             for name in names:
@@ -148,16 +157,24 @@ class Bench:
         for number in range(self.repeats):
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(self.milliseconds(contestants[name]))
+                if lead:
+                    contestants[name]()
+                times[name].append(self.milliseconds(contestants[name], calls))
         return times
 
-    def milliseconds(self, work: Work) -> float:
-        """Time of one call, to the end of what it starts on a GPU."""
+    def milliseconds(self, work: Work, calls: int = 1) -> float:
+        """Time of one call, to the end of what it starts on a GPU; the mean of so many made at once."""
         self.wait()
         begun = self._clock()
-        work()
+        for _ in range(calls):
+            work()
         self.wait()
-        return 1e3 * (self._clock() - begun)
+        return 1e3 * (self._clock() - begun) / calls
+
+    @property
+    def calls(self) -> int:
+        """Of work that takes a GPU less than a millisecond: see `race`."""
+        return CALLS if self.is_cuda else 1
 
     def wait(self) -> None:
         """Until the GPU has nothing left to do."""

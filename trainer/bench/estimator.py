@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from reste import BinaryConv2d, create_estimator, reste_sign, set_power
-from trainer.bench.core import Bench, Goal, Row, Work, ratio
+from trainer.bench.core import CALLS, Bench, Goal, Row, Work, ratio
 from trainer.bench.naive import NaiveConv, NaiveSign
 
 ELEMENTS = 32 * 32 * 56 * 56
 """3.2 million: an early activation of a ResNet with 32 images."""
-CALLS = 20
-"""In one measurement."""
 ON_A_GPU = 64
 """Times as many there, so that the tensors do not fit its caches and no launch is seen."""
 BYTES = 20
@@ -32,29 +30,20 @@ def estimator_rows(bench: Bench) -> Iterator[Row]:
     gradient = torch.randn(count, device=bench.device)
 
     def both_ways(function: Callable[[Tensor], Tensor]) -> Work:
-        def work() -> None:
-            for _ in range(CALLS):
-                torch.autograd.grad(function(x), x, gradient)
-
-        return work
+        return lambda: torch.autograd.grad(function(x), x, gradient)
 
     source, target = x.detach(), torch.empty_like(x)
-
-    def copy() -> None:
-        for _ in range(CALLS):
-            target.copy_(source)
-
     times = bench.race(
         {
             "reste": both_ways(bench.compile(lambda x: reste_sign(x, power))),
             "multiply": both_ways(bench.compile(lambda x: x * 1.5)),
             "eager multiply": both_ways(lambda x: x * 1.5),
             "naive": both_ways(lambda x: NaiveSign.apply(x, power)),
-            "copy": copy,
-        }
+            "copy": lambda: target.copy_(source),
+        },
+        calls=CALLS,
     )
     where = f"{count:,} elements, float32"
-    times = {name: [total / CALLS for total in totals] for name, totals in times.items()}
     reste, multiply, eager = times["reste"], times["multiply"], times["eager multiply"]
     yield ratio("estimator", "time / that of x * 1.5", where, reste, multiply, Goal(2.5, 1.5, "lower"))
     yield ratio("estimator", "time / that of x * 1.5 not compiled", where, reste, eager, better="lower")
@@ -91,7 +80,8 @@ def layer_rows(bench: Bench) -> Iterator[Row]:
             "binary": both_ways(binary_layer(channels, bench.device), ours),
             "dense": both_ways(_layer(channels, bench.device, nn.Conv2d), ours),
             "naive": both_ways(_layer(channels, bench.device, NaiveConv), x, plain=True),
-        }
+        },
+        calls=bench.calls,
     )
     where = f"batch norm and 3x3 conv, {batch} x {channels} x {size} x {size}, {bench.precision}"
     yield ratio("layer", "rate, binary over dense", where, times["binary"], times["dense"])

@@ -41,7 +41,8 @@ def int8_rows(bench: Bench) -> Iterator[Row]:
             {
                 "int8": partial(product, narrow_signs, narrow_weight),
                 "float": partial(convolution, signs, weight, padding=1),
-            }
+            },
+            calls=bench.calls,
         )
         where = f"{batch} x {channels} x {side} x {side}, sums equal"
         what = f"forward rate, int8 matrices over {bench.precision} convolution"
@@ -81,7 +82,7 @@ def weights_rows(bench: Bench) -> Iterator[Row]:
         signs, scale = compiled(weight)
         torch.autograd.grad([signs, scale], weight, [gradient.to(signs.dtype), torch.ones_like(scale)])
 
-    times = bench.race({"weights": binarise, "step": step})
+    times = bench.race({"weights": binarise, "step": step}, calls=bench.calls)
     where = f"{steps.where}, {count:,} weights, {bench.precision}"
     what = "time to binarise all weights / a step's"
     yield ratio("weights", what, where, times["weights"], times["step"], better="lower")

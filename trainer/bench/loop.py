@@ -98,7 +98,8 @@ def _loop_row(
 
 def _evenness_row(bench: Bench) -> Row:
     """Every step waited for: what makes one late (the host, the allocator, another program) is no other step's."""
-    name, overrides, batch = (LARGE, large(bench), 256) if bench.is_cuda else ("resnet20_1w1a", SMALL, 32)
+    big = bench.is_cuda and not bench.quick
+    name, overrides, batch = (LARGE, large(bench), 256) if big else ("resnet20_1w1a", SMALL, 32)
     steps = 2 if bench.quick else 100
     slow, usual = [], []
     with trainer("data.loader=synthetic", f"train.batch_size={batch}", *overrides) as run:
@@ -126,7 +127,8 @@ def trainer_rows(bench: Bench) -> Iterator[Row]:
         binary = runs.enter_context(trainer(*ours))
         dense = runs.enter_context(trainer(*ours, *bits))
         naive = naive_loop(root, batch, chunk, bench.device)
-        times = bench.race({"binary": steps_of(binary, chunk), "dense": steps_of(dense, chunk), "naive": naive})
+        ways = {"binary": steps_of(binary, chunk), "dense": steps_of(dense, chunk), "naive": naive}
+        times = bench.race(ways, lead=True)
     where = f"resnet20 on digits, 32 px, batch {batch}, {binary.config.data.loader} loader"
     yield ratio("trainer", "rate, binary over dense", where, times["binary"], times["dense"])
     yield ratio("trainer", "rate, binary over a naive loop", where, times["binary"], times["naive"])
@@ -134,7 +136,7 @@ def trainer_rows(bench: Bench) -> Iterator[Row]:
 
 def input_rows(bench: Bench) -> Iterator[Row]:
     """Training ResNet-18 at 224 pixels, its images decoded from files, or made up; the rate that a day's plan needs."""
-    batch, chunk, count = (8, 1, 16) if bench.quick else (256, 20, 4096) if bench.is_cuda else (32, 3, 512)
+    batch, chunk, count = (8, 1, 16) if bench.quick else (256, 40, 4096) if bench.is_cuda else (32, 4, 512)
     network = SMALL if bench.quick else large(bench)
     common = (f"train.batch_size={batch}", *network)
     dense = tuple(f"model.{name}={bits}" for name, bits in DENSE.items())
@@ -146,7 +148,7 @@ def input_rows(bench: Bench) -> Iterator[Row]:
         made_up = (*common, "data.loader=synthetic", "data.synthetic.classes=1000")
         sides = {"files": (*common, *files), "made up": made_up, "dense": (*made_up, *dense)}
         started = {name: runs.enter_context(trainer(*overrides)) for name, overrides in sides.items()}
-        times = bench.race({name: steps_of(run, chunk) for name, run in started.items()})
+        times = bench.race({name: steps_of(run, chunk) for name, run in started.items()}, lead=True)
         config = started["files"].config
     where = f"{config.model.name}, {config.data.image_size} px, batch {batch}, {bench.precision}"
     photographs = f"{where}, {count} JPEGs of 500 x 375, {loader} loader"

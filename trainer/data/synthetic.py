@@ -61,7 +61,7 @@ class SyntheticLoader:
                 images = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(self._pool, stretch)[starts])
             else:
                 stretches = self._on_device.unfold(0, stretch, 1)
-                images = stretches[torch.from_numpy(starts).to(stretches.device)]
+                images = stretches[torch.from_numpy(starts).to(stretches.device, non_blocking=True)]
             yield make_batch(plan, images.reshape(-1, size, size, 3))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reste.buffers import buffers_kept
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward, some_loss
-from trainer.distributed.update import answered_by_scaler, update
+from trainer.distributed.update import answered_by_scaler, load_optimizer, update
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 ReduceDtype = Literal["full", "bf16", "fp16"]
@@ -127,7 +127,7 @@ class DdpEngine:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Engine.load_state`."""
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from reste.buffers import buffers_kept
 from trainer.distributed import collectives
 from trainer.distributed.forward import Forward, some_loss
-from trainer.distributed.update import answered_by_scaler, update
+from trainer.distributed.update import answered_by_scaler, load_optimizer, update
 from trainer.distributed.zero import ELEMENTWISE, Partitions
 from trainer.errors import ConfigError
 
@@ -192,7 +192,7 @@ class DeepSpeedEngine:
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Engine.load_state`. The model's weights are loaded before."""
         if self._partitions is None:
-            self._optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self._optimizer, state["optimizer"])
         else:
             self._partitions.refresh()
             self._partitions.load_state_dict(state["optimizer"])

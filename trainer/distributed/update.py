@@ -33,6 +33,19 @@ def update(
         target.step()
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state. Whether fused kernels compute stays as it is here: they are this device's and this life's.
+
+    Args:
+        optimizer: of the same parameters as the saved one.
+        state: of its `state_dict`, from any device.
+    """
+    groups = state["param_groups"]
+    if "fused" in optimizer.defaults:
+        groups = [group | {"fused": optimizer.defaults["fused"]} for group in groups]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+
+
 def answered_by_scaler(norm: torch.Tensor, scaler: torch.amp.GradScaler) -> torch.Tensor:
     """The gradient norm, or 0 where it is not finite because fp16's loss scale is too large: the scaler halves that.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainer.distributed import collectives
+from trainer.distributed.update import load_optimizer
 
 ELEMENTWISE = (
     torch.optim.SGD,
@@ -123,7 +124,7 @@ class Partitions:
             groups.append({**saved["param_groups"][index], "params": own["param_groups"][index]["params"]})
             if all(states):
                 state[index] = {key: self._part(states, key, members, index) for key in states[0]}
-        self._optimizer.load_state_dict({**saved, "state": state, "param_groups": groups})
+        load_optimizer(self._optimizer, {**saved, "state": state, "param_groups": groups})
 
     def _part(self, states: list[dict[str, Any]], key: str, members: list[torch.nn.Parameter], index: int) -> Any:
         value = states[0][key]
