@@ -153,14 +153,14 @@ def input_rows(bench: Bench) -> Iterator[Row]:
     where = f"{config.model.name}, {config.data.image_size} px, batch {batch}, {bench.precision}"
     photographs = f"{where}, {count} JPEGs of 500 x 375, {loader} loader"
     goal = Goal(0.85, 0.95) if bench.is_cuda else None
-    what = "rate of the trainer, images from files over made up"
+    what = "rate, images from files over made up"
     yield ratio("input", what, photographs, times["files"], times["made up"], goal)
     goal = Goal(0.9, 1.0) if bench.is_cuda else None
-    yield ratio("input", "rate of the trainer, binary over dense", where, times["made up"], times["dense"], goal)
+    yield ratio("input", "rate, binary over dense, made-up images", where, times["made up"], times["dense"], goal)
     if bench.is_cuda:
         for name in ("dense", "made up"):
             wanted = [1e3 * chunk * batch / WANTED] * bench.repeats
-            what = f"rate of the trainer over {WANTED:,} images/s, {'dense' if name == 'dense' else 'binary'}"
+            what = f"rate over {WANTED:,} images/s, {'dense' if name == 'dense' else 'binary'}"
             yield ratio("input", what, where, times[name], wanted, Goal(1.0, 1.25))
 
 

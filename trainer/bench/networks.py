@@ -143,7 +143,7 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
     dense, naive = (_peak(bench, steps, make) for make in (steps.dense, steps.naive))
     of_dense, of_naive = Goal(1.0, 0.7, "lower"), Goal(0.5, 0.35, "lower")
     yield ratio("memory", "peak of a step, binary / dense", where, [binary], [dense], of_dense, unit="MiB")
-    what = "peak of a step, binary with signs recomputed / dense"
+    what = "peak, signs recomputed, binary / dense"
     yield ratio("memory", what, where, [recomputed], [dense], of_dense, unit="MiB")
     yield ratio("memory", "peak of a step, binary / naive float32", where, [binary], [naive], of_naive, unit="MiB")
 

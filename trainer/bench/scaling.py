@@ -43,7 +43,7 @@ def bucket_rows(bench: Bench) -> Iterator[Row]:
         ConfigError: the ranks failed.
     """
     told = _measured("buckets", bench)
-    what = "rate of two ranks, one whole graph over one split at gradient buckets"
+    what = "rate, one graph over one split by buckets"
     yield ratio("buckets", what, told["where"], told["times"]["whole"], told["times"]["split"])
 
 
