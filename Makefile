@@ -31,7 +31,7 @@ test-slow: install ## longer runs: kills, whole trainings
 	$(BIN)/python -m pytest -m "slow and alone and not gpu and not cluster and not browser"
 
 test-gpu: install ## needs a CUDA device
-	$(BIN)/python -m pytest -m gpu tests/gpu tests/integration/test_benchmarks.py
+	$(BIN)/python -m pytest -m gpu
 
 cluster-test: install ## trainings on a real SLURM: two nodes, started on this machine, and a slow link (installs slurm-wlm, munge, iproute2 as root)
 	@PATH="$$PATH:/usr/sbin"; missing=; \

@@ -25,8 +25,7 @@ def normalised(
 ) -> torch.Tensor:
     """(B, S, S, 3) to (B, 3, S, S): mirrored where `flips` (B,) says so, minus `mean` (3,), over `std` (3,).
 
-    One expression, for a compiler that makes one kernel of it. Run as it stands it takes a CPU many times as long as
-    what `Pixels` does there.
+    One expression, for a compiler that makes one kernel of it.
     """
     turned = torch.where(flips[:, None, None, None], images.flip(2), images)
     result = turned.to(mean.dtype).sub(mean).div(std).permute(0, 3, 1, 2)
@@ -42,7 +41,7 @@ class Pixels:
         channels_last: memory format of the result.
         mean, std: per channel, on pixels scaled to 0..1.
         compile: prepare the micro-batches of whole batches by one compiled kernel. Made for a GPU, whose memory would
-            be written six times over otherwise; a CPU's own way takes less than a third of the compiled one's time.
+            be written in five passes otherwise. Compiled for a CPU it takes longer than those passes.
     """
 
     def __init__(
