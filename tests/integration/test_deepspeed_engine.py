@@ -47,13 +47,20 @@ def step(engine, blocked: float) -> None:  # type: ignore[no-untyped-def]
     engine.step(lr=0.1, blocked=torch.tensor(blocked))
 
 
-def blocked_steps() -> list[tuple[bool, bool, bool]]:
-    """For ZeRO 0 and 1, fused and not: whether a step, a blocked one and a further one have moved the weights."""
+def blocked_steps(loaded: bool) -> list[tuple[bool, bool, bool]]:
+    """For ZeRO 0 and 1, fused and not: whether a step, a blocked one and a further one have moved the weights.
+
+    Args:
+        loaded: after a state of an optimizer of the other kind.
+    """
     found = []
     for zero in (0, 1):
         for fused in (False, True):
             model = network()
             engine = create(zero, torch.optim.SGD(groups(model), lr=0.1, momentum=0.9, fused=fused), model)
+            if loaded:
+                other = torch.optim.SGD(groups(model), lr=0.1, momentum=0.9, fused=not fused)
+                engine.load_state({"optimizer": other.state_dict(), "scaler": {}})
             moved = []
             for blocked in (0.0, 1.0, 0.0):
                 before = [p.detach().clone() for p in model.parameters()]
@@ -63,8 +70,9 @@ def blocked_steps() -> list[tuple[bool, bool, bool]]:
     return found  # type: ignore[return-value]
 
 
-def test_a_blocked_update_moves_no_weight() -> None:
-    assert run_ranks(blocked_steps, 2, timeout_s=300) == [[(True, False, True)] * 4] * 2
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_blocked_update_moves_no_weight(loaded: bool) -> None:
+    assert run_ranks(blocked_steps, 2, loaded, timeout_s=300) == [[(True, False, True)] * 4] * 2
 
 
 def make_state(path: str) -> None:
